@@ -1,0 +1,242 @@
+"""Point sets and minibatches: the one way in which data reach a program.
+
+A `Data` holds one set of points (train, meta or test) as tensors on a device, with a stable id
+per point. A `Batch` is what a Pyro program receives: some rows of a `Data`, and enough about the
+whole set for a plate to scale the minibatch's terms to the sum over all points.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.scale_messenger import ScaleMessenger
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import DataLoader, Dataset
+
+from bads_ppl.errors import InputError
+
+Input = Any
+"""One tensor, or a dict, list or tuple of tensors that share their first dimension."""
+
+
+class ScaledPlate:
+    """A plate over a whole set, subsampled to a batch's rows; a context that may be entered again.
+
+    Log-probabilities inside are scaled by size / B, and by the batch's importance correction
+    where rows were not drawn uniformly, so that their sum estimates the sum over the set without
+    bias.
+    """
+
+    def __init__(self, name: str, batch: Batch) -> None:
+        self._plate = pyro.plate(name, batch.size, subsample=batch.index, dim=-1)
+        self._scale = None
+        if batch.importance is not None:
+            self._scale = ScaleMessenger(scale=batch.importance)
+
+    def __enter__(self) -> None:
+        self._plate.__enter__()
+        if self._scale is not None:
+            self._scale.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        if self._scale is not None:
+            self._scale.__exit__(kind, error, where)
+        self._plate.__exit__(kind, error, where)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of a point set, as a Pyro program receives them.
+
+    Attributes:
+        index: (B,) int64, the rows' positions in the set, 0 to size - 1.
+        input: the rows' inputs, a tensor (B, ...) or a tree of such tensors.
+        target: (B, ...) the rows' targets.
+        size: number of points in the whole set.
+        importance: (B,) correction 1 / (size * q_i) where row i was drawn with probability q_i,
+            or None where all rows were equally likely.
+    """
+
+    index: Tensor
+    input: Input
+    target: Tensor
+    size: int
+    importance: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def plate(self, name: str) -> ScaledPlate:
+        """The plate over the whole set, of which these rows are the subsample."""
+        return ScaledPlate(name, self)
+
+    def total(self, value: Tensor) -> Tensor:
+        """Unbiased estimate () of the sum of a per-point value (B,) over the whole set."""
+        if self.importance is not None:
+            value = value * self.importance
+        return value.sum() * (self.size / len(self))
+
+
+class Data:
+    """A set of points held as tensors, with one stable id per point.
+
+    Args:
+        input: tensor (N, ...), or a dict, list or tuple of tensors that share dimension N.
+        target: (N, ...) tensor of targets.
+        ids: (N,) integers by which results are keyed; default 0 to N - 1. Must be unique.
+        name: how error messages call this set.
+
+    Raises:
+        InputError: if the set is empty, lengths differ, ids repeat, or a value is NaN or infinite.
+    """
+
+    def __init__(
+        self, input: Input, target: Tensor, ids: Tensor | None = None, *, name: str = "train"
+    ) -> None:
+        if len(target) == 0:
+            raise InputError(f"the {name} set must have at least one point, got 0: add points to it")
+        for leaf in tree_leaves(input):
+            if len(leaf) != len(target):
+                raise InputError(
+                    f"{name} inputs and targets must have the same length, got {len(leaf)} inputs "
+                    f"and {len(target)} targets: give one target per input"
+                )
+        self.ids = torch.arange(len(target)) if ids is None else torch.as_tensor(ids).cpu()
+        self.input = input
+        self.target = target
+        self.name = name
+        self._check_ids(given=ids is not None)
+        for what, leaf in [("input", x) for x in tree_leaves(input)] + [("target", target)]:
+            self._check_finite(leaf, what)
+
+    def _check_ids(self, *, given: bool) -> None:
+        self.has_own_ids = given
+        if not given:
+            return
+        if len(self.ids) != len(self.target):
+            raise InputError(
+                f"{self.name} ids must be one per point, got {len(self.ids)} ids for "
+                f"{len(self.target)} points"
+            )
+        if len(torch.unique(self.ids)) < len(self.ids):
+            values, counts = torch.unique(self.ids, return_counts=True)
+            repeated = values[counts > 1][:5].tolist()
+            raise InputError(
+                f"{self.name} ids must be unique, got repeated ids {repeated}: "
+                "give every point an id of its own"
+            )
+
+    def _check_finite(self, tensor: Tensor, what: str) -> None:
+        if not tensor.is_floating_point():
+            return
+        for start in range(0, len(tensor), 8192):  # in blocks: no boolean copy of the whole set
+            block = tensor[start : start + 8192]
+            finite = torch.isfinite(block).flatten(1).all(1) if block.ndim > 1 else block.isfinite()
+            if not bool(finite.all()):
+                row = start + int((~finite).nonzero()[0])
+                raise InputError(
+                    f"{self.name} {what}s must be finite, got NaN or infinity at index "
+                    f"{int(self.ids[row])}: mend or drop that point"
+                )
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    @property
+    def device(self) -> torch.device:
+        return self.target.device
+
+    def to(self, device: torch.device | str) -> Data:
+        """The same points on another device (self if they are there already)."""
+        if torch.device(device) == self.device:
+            return self
+        return self._with(
+            tree_map(lambda x: x.to(device), self.input), self.target.to(device), self.ids
+        )
+
+    def subset(self, rows: Tensor, *, name: str | None = None) -> Data:
+        """The points at `rows` (M,), which keep their ids."""
+        rows = rows.to(self.device)
+        chosen = tree_map(lambda x: x[rows], self.input)
+        return self._with(chosen, self.target[rows], self.ids[rows.cpu()], name)
+
+    def _with(self, input: Input, target: Tensor, ids: Tensor, name: str | None = None) -> Data:
+        """These checked points again, without checking them again."""
+        data = object.__new__(Data)
+        data.input, data.target, data.ids = input, target, ids
+        data.name, data.has_own_ids = name or self.name, self.has_own_ids
+        return data
+
+    def batch(self, rows: Tensor, importance: Tensor | None = None) -> Batch:
+        """The batch of `rows` (B,), on the device of the data."""
+        chosen = tree_map(lambda x: x[rows], self.input)
+        return Batch(rows, chosen, self.target[rows], len(self), importance)
+
+    def full(self) -> Batch:
+        """All points as one batch, for kernels that take no minibatches (HMC, NUTS)."""
+        rows = torch.arange(len(self), device=self.device)
+        return Batch(rows, self.input, self.target, len(self))
+
+    @classmethod
+    def from_dataset(cls, dataset: Dataset[Any] | Data, *, name: str) -> Data:
+        """Read a map-style dataset of (input, target) or (index, input, target) into memory.
+
+        `index` is the point's stable id; without it the position in the dataset is the id.
+
+        Raises:
+            InputError: if the dataset is empty, an item has another form, or items do not stack.
+        """
+        if isinstance(dataset, Data):
+            return dataset._with(dataset.input, dataset.target, dataset.ids, name)
+        if not hasattr(dataset, "__len__"):
+            raise InputError(
+                f"the {name} set must be a map-style dataset with a length, got "
+                f"{type(dataset).__name__}: an iterable dataset has no fixed points to weight"
+            )
+        if len(dataset) == 0:
+            raise InputError(f"the {name} set must have at least one point, got 0: add points to it")
+        form = dataset[0]
+        if not isinstance(form, tuple | list) or len(form) not in (2, 3):
+            raise InputError(
+                f"items of the {name} set must be (input, target) or (index, input, target), got "
+                f"{type(form).__name__}"
+                + (f" of length {len(form)}" if isinstance(form, tuple | list) else "")
+            )
+        try:
+            blocks = list(DataLoader(dataset, batch_size=512, shuffle=False))
+        except RuntimeError as error:
+            raise InputError(
+                f"items of the {name} set must be tensors of one shape, got: {error}. "
+                "Pad or crop them to one shape"
+            ) from error
+        parts = [tuple(block) for block in blocks]
+        ids = torch.cat([torch.as_tensor(p[0]) for p in parts]) if len(form) == 3 else None
+        input = tree_map(lambda *xs: torch.cat(xs), *[p[-2] for p in parts])
+        target = torch.cat([torch.as_tensor(p[-1]) for p in parts])
+        return cls(input, target, ids, name=name)
+
+
+def check_disjoint(train: Data, meta: Data) -> None:
+    """Refuse train and meta sets that share ids (where both name their points).
+
+    Raises:
+        InputError: with the first shared ids.
+    """
+    if not (train.has_own_ids and meta.has_own_ids):
+        return
+    shared = train.ids[torch.isin(train.ids, meta.ids)]
+    if len(shared):
+        raise InputError(
+            f"train and meta must not share points, got {len(shared)} shared ids, the first "
+            f"{shared[:5].tolist()}: remove them from one of the two sets"
+        )

@@ -1,0 +1,132 @@
+"""Draws of one chain, appended to disk as they are made.
+
+A chain's folder holds `w.f32`, one row of N little-endian float32 per draw, and `functions.f64`, one row
+of little-endian float64 per draw: functions of theta by name, listed in `draws.json`. Rows are
+appended and flushed, so memory does not grow with the number of draws, and a chain that is resumed
+cuts both files to the rows of its checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bads_ppl.atomic import atomic_path
+from bads_ppl.errors import InputError
+
+WEIGHTS, FUNCTIONS, HEADER = "w.f32", "functions.f64", "draws.json"
+
+
+@dataclass(frozen=True)
+class ChainDraws:
+    """The draws of one chain.
+
+    Attributes:
+        w: (D, N) float32, constrained weights, memory-mapped where read from disk.
+        values: name to (D,) float64: functions of theta, "potential" and "step".
+    """
+
+    w: NDArray[np.float32]
+    values: dict[str, NDArray[np.float64]]
+
+    def __len__(self) -> int:
+        return len(self.w)
+
+
+class DrawWriter:
+    """Appends draws to a folder. Use as a context manager.
+
+    Args:
+        folder: the chain's folder; created if absent.
+        size: N, weights per draw.
+        keep: draws to keep of those already there; the rest is cut off.
+    """
+
+    def __init__(self, folder: Path, size: int, keep: int = 0) -> None:
+        self.folder = folder
+        self.size = size
+        self.count = keep
+        self._names: list[str] | None = None
+        self._files: list[BinaryIO] = []
+
+    def __enter__(self) -> DrawWriter:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.count:
+            self._names = _read_header(self.folder)["names"]
+        widths = [4 * self.size, 8 * len(self._names or [])]
+        for name, width in zip((WEIGHTS, FUNCTIONS), widths, strict=True):
+            path = self.folder / name
+            file = path.open("r+b" if path.exists() else "w+b")
+            self._files.append(file)
+            if path.stat().st_size < self.count * width:
+                raise InputError(
+                    f"{path} holds fewer draws than its checkpoint says ({self.count}): the run "
+                    "is damaged; start it anew in another run_dir"
+                )
+            file.truncate(self.count * width)
+            file.seek(0, 2)
+        return self
+
+    def append(self, w: NDArray[np.float32], values: dict[str, float]) -> None:
+        """Add one draw: weights (N,) and functions of theta by name, the same names every time."""
+        if self._names is None:
+            self._names = sorted(values)
+            with atomic_path(self.folder / HEADER) as path:
+                path.write_text(json.dumps({"size": self.size, "names": self._names}))
+        row = np.array([values[name] for name in self._names], dtype="<f8")
+        self._files[0].write(np.ascontiguousarray(w, dtype="<f4").tobytes())
+        self._files[1].write(row.tobytes())
+        self.count += 1
+
+    def flush(self) -> None:
+        """Hand all rows to the operating system, before a checkpoint counts on them."""
+        for file in self._files:
+            file.flush()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        for file in self._files:
+            file.close()
+
+
+def _read_header(folder: Path) -> dict[str, list[str]]:
+    path = folder / HEADER
+    try:
+        header: dict[str, list[str]] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}): the run has no draws to load") from error
+    return header
+
+
+def read_draws(folder: Path, count: int | None = None) -> ChainDraws:
+    """The draws of a chain's folder, weights memory-mapped.
+
+    Args:
+        folder: the chain's folder.
+        count: draws to read; default all complete ones.
+
+    Raises:
+        InputError: if there are none, or files are damaged.
+    """
+    header = _read_header(folder)
+    size, names = int(header["size"]), header["names"]  # type: ignore[call-overload]
+    found = (folder / WEIGHTS).stat().st_size // (4 * size)
+    count = found if count is None else count
+    if count == 0 or count > found:
+        raise InputError(f"{folder} holds {found} draws, expected {count or 'at least 1'}")
+    w = np.memmap(folder / WEIGHTS, dtype="<f4", mode="r", shape=(count, size))
+    raw = np.fromfile(folder / FUNCTIONS, dtype="<f8", count=count * len(names))
+    if raw.size != count * len(names):
+        raise InputError(f"{folder / FUNCTIONS} is shorter than {count} draws: the run is damaged")
+    table = raw.reshape(count, len(names))
+    return ChainDraws(w, {name: table[:, k].copy() for k, name in enumerate(names)})

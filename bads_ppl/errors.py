@@ -1,0 +1,9 @@
+"""The errors that bads-ppl raises for its users."""
+
+
+class InputError(ValueError):
+    """Wrong input from the user; the message names the value, the expectation and the remedy."""
+
+
+class Diverged(RuntimeError):
+    """A chain reached a non-finite potential; the message says which step sizes to try."""

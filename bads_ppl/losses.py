@@ -1,0 +1,55 @@
+"""Per-example losses, and the observed distribution that each of them stands for.
+
+The train term uses a loss as it is, exp(-w l) (2); the meta data are observed (3), so a loss must
+also be a distribution. Cross-entropy is the Categorical; any other loss becomes the
+(unnormalised) distribution with log p(y | output) = -loss(output, y).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as functional
+from pyro.distributions import TorchDistribution, constraints
+from torch import Tensor
+
+Loss = Callable[[Any, Tensor], Tensor]
+"""Maps outputs (B, ...) and targets (B, ...) to one loss per example, shape (B,)."""
+
+
+def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy (B,) in nats of logits (B, C) for classes (B,) in 0 to C - 1."""
+    return functional.cross_entropy(output, target, reduction="none")
+
+
+class LossDistribution(TorchDistribution):
+    """The likelihood that a loss stands for: log p(y | output) = -loss(output, y), (3).
+
+    It cannot be sampled, and it is normalised only where the loss is a negative log-likelihood.
+    """
+
+    arg_constraints: dict[str, Any] = {}
+    support = constraints.real
+
+    def __init__(self, output: Any, loss: Loss, batch_size: int) -> None:
+        self.output = output
+        self.loss = loss
+        super().__init__(torch.Size((batch_size,)), validate_args=False)
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> LossDistribution:
+        if torch.Size(batch_shape) != self.batch_shape:
+            raise ValueError(f"a loss over {self.batch_shape} cannot expand to {batch_shape}")
+        return self
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return -self.loss(self.output, value)
+
+
+def observe(loss: Loss, output: Any, batch_size: int) -> TorchDistribution:
+    """The distribution of the meta targets given the network's output for them."""
+    if loss is cross_entropy:
+        return dist.Categorical(logits=output, validate_args=False)
+    return LossDistribution(output, loss, batch_size)

@@ -1,0 +1,178 @@
+"""Which rows a step sees: uniform minibatches, or half of them drawn in proportion to w.
+
+Both draw from a generator that is passed in, ahead for a block of steps, so that the cost per step
+is O(B). Their state is small: the rows of a block are drawn again from the generator's state at
+the block's start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bads_ppl.errors import InputError
+
+
+class Rows(NamedTuple):
+    """The rows of one step.
+
+    Attributes:
+        index: (B,) int64.
+        importance: (B,) corrections 1 / (N q_i), or None for uniform rows.
+        distinct: whether no row occurs twice.
+    """
+
+    index: Tensor
+    importance: Tensor | None
+    distinct: bool
+
+
+def check_batch_size(batch_size: int, size: int, name: str) -> None:
+    """Refuse batch sizes outside 1 to the set's size.
+
+    Raises:
+        InputError: naming both.
+    """
+    if not 1 <= batch_size <= size:
+        raise InputError(
+            f"{name}_batch must be from 1 to the size of the {name} set, {size}, got "
+            f"{batch_size}: use a smaller batch"
+        )
+
+
+class UniformMinibatches:
+    """Passes over the set in random order, B rows at a time; a remainder below B is left out.
+
+    Every row is equally likely in every step, and no row occurs twice within a batch.
+    """
+
+    def __init__(self, size: int, batch_size: int, generator: torch.Generator) -> None:
+        self.size = size
+        self.batch_size = batch_size
+        self.generator = generator
+        self.position = 0
+        self.block_start = generator.get_state()
+        self.order: Tensor | None = None
+
+    def _shuffle(self) -> None:
+        self.block_start = self.generator.get_state()
+        kind = torch.int32 if self.size < 2**31 else torch.int64  # 4 bytes a point
+        self.order = torch.randperm(
+            self.size, generator=self.generator, device=self.generator.device, dtype=kind
+        )
+
+    def next(self) -> Rows:
+        if self.batch_size == self.size:
+            return Rows(torch.arange(self.size, device=self.generator.device), None, True)
+        if self.order is None or self.position + self.batch_size > self.size:
+            self._shuffle()
+            self.position = 0
+        assert self.order is not None
+        rows = self.order[self.position : self.position + self.batch_size]
+        self.position += self.batch_size
+        return Rows(rows.long(), None, True)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        started = self.order is not None
+        return {
+            "position": torch.tensor(self.position if started else -1),
+            "block_start": self.block_start,
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue where `state` was taken; the generator's own state is restored by its owner."""
+        position = int(state["position"])
+        self.block_start = state["block_start"]
+        if position < 0:
+            self.order = None
+            return
+        now = self.generator.get_state()
+        self.generator.set_state(self.block_start)
+        self._shuffle()
+        self.generator.set_state(now)
+        self.position = position
+
+
+class ImportanceMinibatches:
+    """Half of each batch uniform, half drawn in proportion to w, with the unbiased correction.
+
+    Row i has probability q_i = 0.5 / N + 0.5 w_i / sum(w), and its terms are multiplied by
+    1 / (N q_i) <= 2 (the balance heuristic of multiple importance sampling, Veach 1995). The
+    probabilities are those of w at the start of a block of steps, so that drawing costs O(B) a
+    step; the correction uses the same ones and stays exact.
+
+    Args:
+        size: N.
+        batch_size: B, at least 2.
+        generator: source of randomness, on the device of the weights.
+        weights: returns the current weights (N,), non-negative.
+        block: steps between looks at the weights; default one pass, N / B, but 50 at least.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, generator: torch.Generator,
+        weights: Callable[[], Tensor], block: int | None = None,
+    ) -> None:
+        if batch_size < 2:
+            raise InputError(f"importance minibatches need a train_batch of 2 or more, got {batch_size}")
+        self.size = size
+        self.batch_size = batch_size
+        self.generator = generator
+        self.weights = weights
+        self.block = block if block is not None else max(50, size // batch_size)
+        self.position = 0
+        self.index: Tensor | None = None
+        self.importance: Tensor | None = None
+
+    def _draw(self) -> None:
+        half = self.batch_size // 2
+        device = self.generator.device
+        weights = self.weights().double()
+        cumulative = weights.cumsum(0)
+        total = cumulative[-1]
+        height = torch.rand(
+            (self.block, half), generator=self.generator, device=device, dtype=torch.float64
+        )
+        drawn = torch.searchsorted(cumulative, height * total).clamp_(max=self.size - 1)
+        uniform = torch.randint(
+            self.size, (self.block, self.batch_size - half), generator=self.generator, device=device
+        )
+        self.index = torch.cat([uniform, drawn], dim=1)
+        share = half / self.batch_size
+        chance = (1 - share) + share * self.size * weights[self.index] / total  # N q_i
+        self.importance = (1 / chance).float()
+
+    def next(self) -> Rows:
+        if self.index is None or self.position == self.block:
+            self._draw()
+            self.position = 0
+        assert self.index is not None and self.importance is not None
+        index, importance = self.index[self.position], self.importance[self.position]
+        self.position += 1
+        return Rows(index, importance, False)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        if self.index is None or self.importance is None:
+            return {"position": torch.tensor(-1)}
+        return {
+            "position": torch.tensor(self.position),
+            "index": self.index[self.position :].contiguous(),
+            "importance": self.importance[self.position :].contiguous(),
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue where `state` was taken; the generator's own state is restored by its owner."""
+        position = int(state["position"])
+        self.index = self.importance = None
+        if position < 0:
+            return
+        # Steps that were taken already are never looked at again: fill their places with zeros.
+        def padded(rest: Tensor) -> Tensor:
+            start = rest.new_zeros((position, self.batch_size))
+            return torch.cat([start, rest]).to(self.generator.device)
+
+        self.index, self.importance = padded(state["index"]), padded(state["importance"])
+        self.position = position

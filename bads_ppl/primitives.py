@@ -1,0 +1,110 @@
+"""Three Pyro statements that programs use beside `pyro.sample`, `pyro.plate` and `pyro.factor`.
+
+Each is an ordinary effectful statement: it has a plain meaning under any Pyro handler (trace,
+NUTS, SVI, none), and a kernel that keeps state over steps may answer it more cheaply.
+
+- `sample_network`: the parameters of a module, one Gaussian site per parameter tensor.
+- `plate_sum`: the sum of a per-point value over a whole plate, of which a minibatch is at hand.
+- `running_mean`: a statistic averaged over the last steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, cast
+
+import pyro
+import torch
+from pyro.poutine.runtime import effectful
+from torch import Tensor, nn
+
+from bads_ppl.data import Batch
+
+
+class NetworkPrior(Protocol):
+    """The prior of one parameter tensor: name and parameter to a distribution of its shape."""
+
+    def __call__(self, name: str, parameter: Tensor) -> Any: ...
+
+
+class _WithParameters:
+    """A module that is called with sampled values in place of its own parameters."""
+
+    def __init__(self, module: nn.Module, values: dict[str, Tensor]) -> None:
+        self.module = module
+        self.values = values
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return torch.func.functional_call(self.module, self.values, args, kwargs)
+
+
+def sample_network(
+    name: str, module: nn.Module, prior: NetworkPrior, *, restart_from: str | None = None,
+    restart_every: int | None = None,
+) -> Callable[..., Any]:
+    """Sample the trainable parameters of `module` at sites "<name>.<parameter>".
+
+    Args:
+        name: prefix of the sites, and the group by which kernels set a step size.
+        module: its parameters with requires_grad=True become latent, the rest stays as it is.
+        prior: maps a parameter's name and tensor to its prior distribution.
+        restart_from: name of another network of the same shape of which this one is a companion.
+        restart_every: copy the other network's parameters to this one every so many steps (None:
+            at the start only). A stateless handler ignores both.
+
+    Returns:
+        A callable like `module`. Under `SGLD` it is `module` itself, whose parameters the kernel
+        updates in place; elsewhere the sampled values are put in with `functional_call`.
+    """
+    return cast(
+        Callable[..., Any],
+        _network(module, prior, name, restart_from, restart_every, name=f"{name}.network"),
+    )
+
+
+@effectful(type="network")
+def _network(
+    module: nn.Module, prior: NetworkPrior, prefix: str, restart_from: str | None,
+    restart_every: int | None,
+) -> _WithParameters:
+    values = {
+        parameter: pyro.sample(f"{prefix}.{parameter}", prior(parameter, tensor))
+        for parameter, tensor in module.named_parameters()
+        if tensor.requires_grad
+    }
+    return _WithParameters(module, values)
+
+
+def plate_sum(name: str, value: Tensor, batch: Batch) -> Tensor:
+    """Sum () over the whole plate of a per-point `value` (B,) known for the batch's rows.
+
+    Stateless handlers return the plate-scaled estimate `batch.total(value)`, exact on full data.
+    `SGLD` remembers the value that each row had last and returns
+    sum(remembered) + batch.total(value - remembered): for a value that is itself a local latent
+    site this is the exact sum at a cost of O(B); for a value computed from global sites it is
+    unbiased, with a variance that vanishes as the value settles. In both cases its derivative is
+    that of the plate-scaled estimate. Call it outside the plate.
+    """
+    return cast(Tensor, _plate_sum(value, batch, name=name))
+
+
+@effectful(type="plate_sum")
+def _plate_sum(value: Tensor, batch: Batch) -> Tensor:
+    return batch.total(value)
+
+
+def running_mean(
+    name: str, value: Tensor, *, window: int, kind: Literal["simple", "exponential"] = "simple"
+) -> Tensor:
+    """Average () of a statistic over the last `window` steps, constant under differentiation.
+
+    The value of this step enters after the step. Before the first step, and under stateless
+    handlers, the value itself is returned. `exponential` keeps no list: it decays by
+    1 - 1 / window a step.
+    """
+    return cast(Tensor, _running_mean(value.detach(), window, kind, name=name))
+
+
+@effectful(type="running_mean")
+def _running_mean(value: Tensor, window: int, kind: str) -> Tensor:
+    return value

@@ -1,0 +1,108 @@
+"""Priors: of network parameters (weight decay), and of how many points are selected (8).
+
+The prior of a single weight belongs to the weights (`bads_ppl.weights`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from bads_ppl.data import Batch
+from bads_ppl.errors import InputError
+from bads_ppl.primitives import plate_sum, running_mean
+
+
+@dataclass(frozen=True)
+class NormalPrior:
+    """Zero-mean Gaussian on every parameter, p(theta) in (4): weight decay 1 / scale^2.
+
+    Attributes:
+        scale: standard deviation, > 0.
+        scales: standard deviations of single parameters by name, in place of `scale`.
+    """
+
+    scale: float = 1.0
+    scales: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for value in (self.scale, *self.scales.values()):
+            if not (math.isfinite(value) and value > 0):
+                raise InputError(
+                    f"a prior scale must be a positive number, got {value} "
+                    "(a standard deviation; weight decay is 1 / scale^2)"
+                )
+
+    def __call__(self, name: str, parameter: Tensor) -> Any:
+        scale = torch.as_tensor(
+            self.scales.get(name, self.scale), dtype=parameter.dtype, device=parameter.device
+        )
+        return dist.Normal(torch.zeros_like(scale), scale).expand(parameter.shape).to_event()
+
+
+@dataclass(frozen=True)
+class SparsityPrior:
+    """The prior (8) on the total weight: sum_i w_i ~ Normal(floor(N_t beta), sigma^2), up to a
+    constant.
+
+    Attributes:
+        sparsity: beta, the share of the train set to select, in (0, 1).
+        scale: sigma in points, > 0: how strictly the total is held. None: a tenth of the target.
+        total: "exact" sums over all points (`plate_sum`); "running_mean" is the paper's (9): the
+            batch's own sum plus the mean of the last 10 batches' means for the other points,
+            which is plugged in as if it were constant. It pulls the weights together by an
+            added curvature of about N_t / (|B| sigma^2).
+    """
+
+    sparsity: float
+    scale: float | None = None
+    total: Literal["exact", "running_mean"] = "exact"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sparsity < 1:
+            raise InputError(
+                f"sparsity must be in (0, 1), got {self.sparsity} (a share of the train set; "
+                f"for {self.sparsity:g} points use {self.sparsity:g} / len(train))"
+            )
+        if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
+            raise InputError(
+                f"sparsity_scale must be a positive number of points, got {self.scale}: larger "
+                "holds the total weight less strictly"
+            )
+        if self.total not in ("exact", "running_mean"):
+            raise InputError(f"total must be 'exact' or 'running_mean', got {self.total!r}")
+
+    def target(self, size: int) -> int:
+        """floor(N_t beta): the number of points that the prior selects out of `size`.
+
+        Raises:
+            InputError: if that is less than one point.
+        """
+        points = math.floor(size * self.sparsity + 1e-9)  # 0.29 * 100 is 28.999...
+        if points < 1:
+            raise InputError(
+                f"sparsity {self.sparsity} of {size} points is less than one point: use at least "
+                f"{1 / size:.2g}"
+            )
+        return points
+
+    def factor(self, w: Tensor, train: Batch) -> None:
+        """Add log p(w) of (8) to the program, given the batch's weights (B,)."""
+        target = self.target(train.size)
+        scale = self.scale if self.scale is not None else 0.1 * target
+        if self.total == "exact":
+            total = plate_sum("total_weight", w, train)
+        else:
+            mean = running_mean("mean_weight", w.mean(), window=10)
+            rest = (train.size - len(train)) * mean
+            # The value is (9); the derivative is the plate's, as everywhere (docs/conventions.md).
+            spread = train.total(w)
+            total = w.sum().detach() + rest + (spread - spread.detach())
+        pyro.factor("sparsity", -0.5 * ((total - target) / scale) ** 2)

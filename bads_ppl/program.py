@@ -1,0 +1,172 @@
+"""What a BADS program is made of.
+
+A *model* is any callable `model(train, meta, parts) -> None` that makes Pyro statements: sites of
+the network's parameters, the weights at site "w", the weighted train term in a plate "train", the
+meta data observed in a plate "meta". `train` and `meta` are batches (or the full sets), `parts`
+holds everything a model is given. `models/joint.py` is the smallest example. A *program* is a model
+with its parts bound, `program(train, meta)`: what kernels run.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any, NamedTuple, Protocol
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from bads_ppl.data import Batch
+from bads_ppl.errors import InputError
+from bads_ppl.losses import Loss, cross_entropy, observe
+from bads_ppl.primitives import NetworkPrior, sample_network
+from bads_ppl.priors import NormalPrior, SparsityPrior
+from bads_ppl.weights import Weights
+
+Program = Callable[[Batch, Batch], None]
+"""A model with its parts bound: what a kernel traces."""
+
+
+class Model(Protocol):
+    """The signature that a model must have. It may keep no state between calls."""
+
+    def __call__(self, train: Batch, meta: Batch, parts: Parts) -> None: ...
+
+
+class Forward(NamedTuple):
+    """One pass of the network over a train batch and a meta batch together."""
+
+    train_loss: Tensor  # (B_t,)
+    meta_output: Any  # (B_m, ...)
+    features: Tensor | None  # (B_t, D), detached; None unless the weights need them
+
+
+@dataclass(frozen=True)
+class Impact:
+    """The impact constants rho of (24) and (25), all >= 0.
+
+    Attributes:
+        train: rho_theta^t, on the train term in the update of theta.
+        meta: rho_theta^m, on the meta term in the update of theta.
+        weight: rho_w^t, on the train term in the update of w (more: more contrast, trap 10).
+
+    With `weight` different from `train` the updates follow no joint density, and samples of
+    (theta, w) are not those of a posterior.
+    """
+
+    train: float = 1.0
+    meta: float = 1.0
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("train", "meta", "weight"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name}_impact must be >= 0, got {getattr(self, name)}")
+
+
+@dataclass
+class Parts:
+    """Everything a model is given beside the data. See `models/joint.py` for their use.
+
+    Attributes:
+        network: module from inputs (B, ...) to outputs (B, ...).
+        weights: source of the train weights.
+        sparsity: prior (8) on their total; None for weights that are fixed.
+        loss: per-example loss, (outputs, targets) to (B,).
+        prior: prior of the network's parameters.
+        impact: impact constants (24), (25).
+        head: the module whose input is the embedding h_i; default the last nn.Linear.
+    """
+
+    network: nn.Module
+    weights: Weights
+    sparsity: SparsityPrior | None = None
+    loss: Loss = cross_entropy
+    prior: NetworkPrior = field(default_factory=NormalPrior)
+    impact: Impact = field(default_factory=Impact)
+    head: nn.Module | None = None
+
+    @cached_property
+    def auxiliary(self) -> nn.Module:
+        """A second network of the same shape and values, for models that run a companion chain."""
+        return copy.deepcopy(self.network)
+
+    def sample_network(self) -> Callable[..., Any]:
+        """theta ~ p(theta), at sites "theta.<parameter>"; returns the network as a callable."""
+        return sample_network("theta", self.network, self.prior)
+
+    def forward(self, network: Callable[..., Any], train: Batch, meta: Batch) -> Forward:
+        """Losses of the train batch and outputs for the meta batch, in one pass over both."""
+        kept: list[Tensor] = []
+        hook = None
+        if self.weights.needs_features:
+            head = self.head if self.head is not None else last_linear(self.network)
+            hook = head.register_forward_pre_hook(lambda _, args: kept.append(args[0].detach()))
+        try:
+            output = network(join(train.input, meta.input))
+        finally:
+            if hook is not None:
+                hook.remove()
+        count = len(train)
+        train_loss = self.loss(tree_map(lambda x: x[:count], output), train.target)
+        meta_output = tree_map(lambda x: x[count:], output)
+        return Forward(train_loss, meta_output, kept[0][:count] if kept else None)
+
+    def weigh(self, w: Tensor, loss: Tensor) -> Tensor:
+        """Log of the train term, -rho w l per point (B,), with the impact constants (24), (25).
+
+        Its derivative is -rho_theta^t w dl/dtheta for theta and -rho_w^t l for w.
+        """
+        if self.impact.train == self.impact.weight:
+            return -self.impact.train * w * loss
+        for_theta = w.detach() * loss
+        for_w = (w - w.detach()) * loss.detach()
+        return -self.impact.train * for_theta - self.impact.weight * for_w
+
+    def observe_meta(self, output: Any, meta: Batch) -> None:
+        """The meta targets observed, in plate "meta" (3)."""
+        with poutine.scale(scale=self.impact.meta), meta.plate("meta"):
+            pyro.sample("meta_target", observe(self.loss, output, len(meta)), obs=meta.target)
+
+
+def bind(model: Model, parts: Parts) -> Program:
+    """The program of a model with these parts."""
+    return partial(model, parts=parts)
+
+
+def join(first: Any, second: Any) -> Any:
+    """Two input trees one after the other, leaf by leaf along the first dimension.
+
+    Raises:
+        InputError: if the trees or the leaves' other dimensions differ.
+    """
+    leaves, form = tree_flatten(first)
+    others, other_form = tree_flatten(second)
+    if form != other_form or any(
+        a.shape[1:] != b.shape[1:] for a, b in zip(leaves, others, strict=True)
+    ):
+        raise InputError(
+            "train and meta inputs must have the same form, got shapes "
+            f"{[tuple(x.shape[1:]) for x in leaves]} and {[tuple(x.shape[1:]) for x in others]}"
+        )
+    return form.unflatten([torch.cat(pair) for pair in zip(leaves, others, strict=True)])
+
+
+def last_linear(network: nn.Module) -> nn.Linear:
+    """The network's last nn.Linear, whose input is taken as the top-layer embedding.
+
+    Raises:
+        InputError: if there is none.
+    """
+    layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise InputError(
+            f"the weight network needs an embedding, but {type(network).__name__} has no "
+            "nn.Linear: name the layer whose input it is, head=..."
+        )
+    return layers[-1]

@@ -1,0 +1,166 @@
+"""The short way: a network, a train set and a meta set to a `Selection`."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from bads_ppl.chains import Plan, ThetaMonitor, run_chains
+from bads_ppl.checks import check_network
+from bads_ppl.data import Data, check_disjoint
+from bads_ppl.device import resolve_device
+from bads_ppl.errors import InputError
+from bads_ppl.losses import Loss, cross_entropy
+from bads_ppl.priors import NormalPrior, SparsityPrior
+from bads_ppl.program import Impact, Model, Parts, bind, last_linear
+from bads_ppl.schedules import Schedule
+from bads_ppl.selection import Selection
+from bads_ppl.sgld import SGLD
+from bads_ppl.weights import InstanceWeights, WeightNetwork, Weights
+
+LEARNING_RATE = 0.1
+"""Default learning rate on the mean loss; theta's step is eta = 2 LEARNING_RATE / points."""
+
+WEIGHT_STEP = {"w": 1.0, "phi": 1e-3}
+"""Default steps eta of the weights."""
+
+TEMPERATURE = 1e-3
+
+
+def select(
+    network: nn.Module | Callable[[], nn.Module],
+    train: Dataset[Any] | Data,
+    meta: Dataset[Any] | Data,
+    *,
+    loss: Loss = cross_entropy,
+    sparsity: float = 0.05,
+    model: str | Model = "normalised",
+    weights: Literal["instance", "network"] = "instance",
+    chains: int = 4,
+    seed: int = 0,
+    plan: Plan | None = None,
+    step_size: Mapping[str, float | Schedule] | None = None,
+    temperature: float = TEMPERATURE,
+    sparsity_scale: float | None = None,
+    prior_scale: float = 1.0,
+    impact: Impact | None = None,
+    train_batch: int | None = None,
+    meta_batch: int | None = None,
+    device: str = "auto",
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    progress: bool | None = None,
+) -> Selection:
+    """Weigh the points of `train` by how well they serve `meta`, and train `network` on them.
+
+    Args:
+        network: module from inputs (B, ...) to outputs (B, ...), with which every chain starts
+            and which ends with the last state of the first chain; or a function that makes a new
+            one per chain, which starts the chains apart.
+        train: map-style dataset of (input, target) or (index, input, target); index is the id by
+            which results are keyed, by default the position.
+        meta: a small dataset of the same form that looks like the test.
+        loss: per-example loss, (outputs, targets) to (B,).
+        sparsity: beta in (0, 1), the share of train points to select.
+        model: "normalised" (rare classes, off-domain data), "joint" (wrong labels), the name of
+            an installed entry point in group "bads_ppl.models", or a callable with the signature
+            of `bads_ppl.program.Model`.
+        weights: "instance", one latent per point, or "network", a function of the embedding.
+        chains: independent chains, at least 1; fewer than 2 cannot tell convergence.
+        seed: source of all randomness.
+        plan: length of the chains; default 2,000 steps, half of them burn-in.
+        step_size: eta by group, in place of the defaults: "theta", and "w" or "phi".
+        temperature: T; 1 samples the posterior, less a sharper one, p^(1/T).
+        sparsity_scale: sigma of (8) in points; default a tenth of the target.
+        prior_scale: sd of every network parameter.
+        impact: impact constants (24), (25).
+        train_batch: train points per step; default min(100, N_t).
+        meta_batch: meta points per step; default min(50, N_m).
+        device: auto, cpu, cuda or mps.
+        run_dir: folder for draws and checkpoints; default a temporary one.
+        resume: continue the run in `run_dir`.
+        progress: show a progress bar; default: where standard error is a terminal.
+
+    Returns:
+        The selection, one entry per train point.
+
+    Raises:
+        InputError: for data, network, loss or settings that do not fit.
+        Diverged: if a chain diverges.
+    """
+    place = resolve_device(device)
+    prior = SparsityPrior(sparsity, sparsity_scale)
+    train_data = Data.from_dataset(train, name="train")
+    meta_data = Data.from_dataset(meta, name="meta")
+    check_disjoint(train_data, meta_data)
+    train_data, meta_data = train_data.to(place), meta_data.to(place)
+    points = prior.target(len(train_data)) + len(meta_data)
+    program_model = find_model(model) if isinstance(model, str) else model
+    if weights not in ("instance", "network"):
+        raise InputError(f"weights must be 'instance' or 'network', got {weights!r}")
+    group = "w" if weights == "instance" else "phi"
+    steps = {"theta": 2 * LEARNING_RATE / points, group: WEIGHT_STEP[group], **(step_size or {})}
+    plan = plan if plan is not None else Plan(2000)
+    first: list[nn.Module] = []
+
+    def build(chain: int, generator: torch.Generator) -> tuple[SGLD, ThetaMonitor]:
+        own = copy.deepcopy(network) if isinstance(network, nn.Module) else network()
+        own = own.to(place)
+        if not first:
+            check_network(own, loss, train_data, meta_data)
+            first.append(own)
+        source: Weights = InstanceWeights(initial=sparsity)
+        if weights == "network":
+            width = last_linear(own).in_features
+            source = WeightNetwork(width, initial=sparsity).to(place)
+        parts = Parts(
+            own, source, prior, loss, NormalPrior(prior_scale), impact or Impact()
+        )
+        kernel = SGLD(
+            bind(program_model, parts), step_size=steps, generator=generator,
+            temperature=temperature, train_batch=train_batch, meta_batch=meta_batch,
+            minibatches="importance" if weights == "instance" else "uniform",
+        )
+        return kernel, ThetaMonitor(own, loss, train_data, meta_data)
+
+    with ExitStack() as stack:
+        if run_dir is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bads-ppl-")))
+        else:
+            folder = Path(run_dir)
+        results = run_chains(
+            build, train_data, meta_data, plan=plan, folder=folder, chains=chains, seed=seed,
+            settings={"sparsity": sparsity, "model": str(model), "weights": weights},
+            resume=resume, progress=progress, target=sparsity,
+        )
+        selection = Selection.from_draws(
+            train_data.ids.numpy(), [result.draws.w for result in results], mode="calibrated"
+        )
+    if isinstance(network, nn.Module):
+        network.load_state_dict(first[0].state_dict())
+    return selection
+
+
+def find_model(name: str) -> Model:
+    """The Pyro program installed under `name` in the entry-point group "bads_ppl.models".
+
+    Raises:
+        InputError: listing the names there are.
+    """
+    found = {entry.name: entry for entry in entry_points(group="bads_ppl.models")}
+    if name not in found:
+        raise InputError(
+            f"model must be a callable or one of {sorted(found)}, got {name!r}: a package makes "
+            "its own models known in entry-point group 'bads_ppl.models'"
+        )
+    model: Model = found[name].load()
+    return model

@@ -1,0 +1,132 @@
+"""Where the weights w_i in [0, 1] come from: one latent per point, a network, or fixed values.
+
+Each class has one method that programs call, `sample(train, plate, features)`, which returns the
+batch's weights (B,). A user's own class needs no more than that and `needs_features`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyro
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from bads_ppl.data import Batch, ScaledPlate
+from bads_ppl.errors import InputError
+from bads_ppl.primitives import NetworkPrior, sample_network
+from bads_ppl.priors import NormalPrior
+
+SITE = "w"
+"""The site whose values are the weights, in every program and every file."""
+
+
+class Weights(Protocol):
+    """What programs ask of a source of weights."""
+
+    needs_features: bool
+    """Whether `sample` wants the network's top-layer embedding of the batch."""
+
+    def sample(self, train: Batch, plate: ScaledPlate, features: Tensor | None) -> Tensor:
+        """The weights (B,) of the batch's rows; enters `plate` for what is local to a row."""
+        ...
+
+
+@dataclass(frozen=True)
+class InstanceWeights:
+    """One latent weight per train point, w_i ~ Beta(concentration, concentration).
+
+    Attributes:
+        concentration: 1 is the uniform prior of the paper; below 1 the mass moves to 0 and 1
+            (trap 10: contrast is a modelling choice).
+        initial: the value at which every weight starts, in (0, 1).
+    """
+
+    concentration: float = 1.0
+    initial: float = 0.5
+    needs_features: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.concentration > 0:
+            raise InputError(f"concentration must be positive, got {self.concentration}")
+        if not 0 < self.initial < 1:
+            raise InputError(f"initial weight must be in (0, 1), got {self.initial}")
+
+    def sample(
+        self, train: Batch, plate: ScaledPlate, features: Tensor | None = None
+    ) -> Tensor:
+        a = torch.tensor(self.concentration, device=train.target.device)
+        prior = (
+            dist.Uniform(torch.zeros_like(a), torch.ones_like(a), validate_args=False)
+            if self.concentration == 1
+            else dist.Beta(a, a, validate_args=False)
+        )
+        with plate:
+            w: Tensor = pyro.sample(SITE, prior, infer={"initial": self.initial})
+        return w
+
+
+class WeightNetwork(nn.Module):
+    """w_i = sigmoid(g(h_i; phi)): a linear layer on the network's top-layer embedding h_i.
+
+    h_i is detached: the train data reach the backbone through the loss only. phi is latent, with a
+    Gaussian prior on its departure from w = initial. The network scores points it has not seen.
+
+    Args:
+        features: width of the embedding h_i.
+        classes: > 0 appends the one-hot label of that many classes to h_i.
+        initial: the weight that every point starts with, in (0, 1).
+        prior: prior of phi; default Normal(0, 1).
+    """
+
+    needs_features = True
+
+    def __init__(
+        self, features: int, classes: int = 0, *, initial: float = 0.5,
+        prior: NetworkPrior | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 < initial < 1:
+            raise InputError(f"initial weight must be in (0, 1), got {initial}")
+        self.classes = classes
+        self.offset = float(torch.logit(torch.tensor(initial)))
+        self.linear = nn.Linear(features + classes, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        self.prior = prior if prior is not None else NormalPrior()
+
+    def forward(self, features: Tensor, target: Tensor) -> Tensor:
+        """Weights (B,) for embeddings (B, features) and, with `classes` > 0, labels (B,)."""
+        if self.classes:
+            labels = functional.one_hot(target, self.classes).to(features.dtype)
+            features = torch.cat([features, labels], dim=1)
+        logit: Tensor = self.linear(features).squeeze(1)
+        return torch.sigmoid(logit + self.offset)
+
+    def sample(self, train: Batch, plate: ScaledPlate, features: Tensor | None) -> Tensor:
+        if features is None:
+            raise InputError("a weight network needs the embedding of the batch, got None")
+        network: Any = sample_network("phi", self, self.prior)
+        with plate:
+            return pyro.deterministic(SITE, network(features, train.target), event_dim=0)
+
+
+@dataclass(frozen=True)
+class FixedWeights:
+    """Given weights, with nothing to learn: the baselines, and checks with known answers.
+
+    Attributes:
+        values: (N,) one weight per train point, >= 0.
+    """
+
+    values: Tensor
+    needs_features: bool = False
+
+    def sample(
+        self, train: Batch, plate: ScaledPlate, features: Tensor | None = None
+    ) -> Tensor:
+        with plate:
+            return pyro.deterministic(SITE, self.values[train.index], event_dim=0)

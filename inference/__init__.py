@@ -1,0 +1,1 @@
+"""What a user runs: tasks, methods, runs and reports."""

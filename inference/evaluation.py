@@ -1,0 +1,83 @@
+"""What is measured along a chain of a task, and what is reported at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bads_ppl.chains import ChainResult, ThetaMonitor
+from bads_ppl.data import Data
+from bads_ppl.losses import Loss
+from bads_ppl.sgld import SGLD
+from bads_ppl.sites import evaluation_mode
+
+
+class TaskMonitor(ThetaMonitor):
+    """Adds test functions of theta, accuracy over steps, and the posterior predictive.
+
+    The predictive is the mean, over the evaluations after burn-in, of the class probabilities
+    (M, C) of the test points.
+
+    Args:
+        network: the chain's network, from inputs to logits (B, C).
+        loss: per-example loss.
+        train: train set.
+        meta: meta set.
+        test: test set.
+        groups: name to (N_t,) mask.
+        weights: the current weights (N_t,) of a kernel.
+        classes: C.
+    """
+
+    def __init__(
+        self, network: nn.Module, loss: Loss, train: Data, meta: Data, test: Data,
+        groups: dict[str, Tensor], weights: Callable[[SGLD], Tensor], classes: int,
+    ) -> None:
+        super().__init__(network, loss, train, meta, {"test": test})
+        self.test = test
+        self.groups = {name: mask.to(test.device) for name, mask in groups.items()}
+        self.weights = weights
+        self.sum = torch.zeros(len(test), classes, device=test.device)
+        self.count = torch.zeros((), dtype=torch.int64)
+
+    @torch.no_grad()
+    def on_evaluate(self, kernel: SGLD, *, burnt_in: bool) -> dict[str, float]:
+        with evaluation_mode(self.network):
+            logits = torch.cat([
+                self.network(self.test.batch(rows).input)
+                for rows in torch.arange(len(self.test), device=self.test.device).split(2048)
+            ])
+        if burnt_in:
+            self.sum += logits.softmax(dim=1)
+            self.count += 1
+        row = {
+            "test.accuracy": accuracy(logits, self.test.target),
+            "test.loss": float(self.loss(logits, self.test.target).mean()),
+        }
+        w = self.weights(kernel)
+        for name, mask in self.groups.items():
+            row[f"groups.{name}.mean_weight"] = float(w[mask].mean())
+        return row
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"sum": self.sum, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.sum.copy_(state["sum"])
+        self.count.copy_(state["count"])
+
+
+def accuracy(scores: Tensor, target: Tensor) -> float:
+    """Share of rows whose largest score (B, C) is the target's (B,)."""
+    return float((scores.argmax(dim=1) == target).double().mean())
+
+
+def predictive_accuracy(results: Sequence[ChainResult], target: Tensor) -> float:
+    """Accuracy of the class probabilities averaged over the evaluations of all chains."""
+    total = torch.zeros(())
+    for result in results:
+        assert isinstance(result.monitor, TaskMonitor)
+        total = total + result.monitor.sum.cpu()
+    return accuracy(total, target.cpu())

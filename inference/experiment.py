@@ -1,0 +1,283 @@
+"""One run: a task, a method and settings to a folder of results."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import platform
+import resource
+import shutil
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from bads_ppl import plots
+from bads_ppl.atomic import atomic_path
+from bads_ppl.chains import ChainResult, Plan, run_chains
+from bads_ppl.checks import check_network
+from bads_ppl.device import resolve_device
+from bads_ppl.errors import InputError
+from bads_ppl.losses import cross_entropy
+from bads_ppl.posterior import save, to_arviz
+from bads_ppl.priors import NormalPrior, SparsityPrior
+from bads_ppl.program import Impact, Parts, bind
+from bads_ppl.selection import Selection
+from bads_ppl.sgld import SGLD
+from inference.evaluation import TaskMonitor, predictive_accuracy
+from inference.methods import Setup, method
+from inference.tasks import Task
+
+log = logging.getLogger(__name__)
+
+RESULTS, CONFIG = "results.json", "config.yaml"
+
+NOT_SETTINGS = ("run_dir", "resume", "overwrite", "steps", "device", "data")
+"""Top-level options that a resumed run may change: a chain may be lengthened or moved."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Names of the configuration groups' members in use."""
+
+    task: str
+    method: str
+    model: str
+    weights: str
+    sampler: str
+    backbone: str
+    preset: str
+
+
+def run(config: DictConfig, choices: Choices) -> dict[str, Any]:
+    """Run one experiment and write its folder; returns what stands in results.json.
+
+    Raises:
+        InputError: for wrong settings or data, or a folder that holds another run.
+        Diverged: if a chain diverges.
+        Stopped: after SIGINT or SIGTERM, with a checkpoint.
+    """
+    device = resolve_device(config.device)
+    sparsity = SparsityPrior(config.sparsity, config.prior.sparsity_scale, config.prior.total)
+    plan = Plan(
+        config.steps, config.burn_in, config.thinning, config.evaluate_every,
+        checkpoint_seconds=config.checkpoint_seconds,
+    )
+    build = method(choices.method)
+    task: Task = instantiate(
+        config.task.data, root=config.data.root, source=config.data.source, seed=config.seed
+    )
+    setup = build(
+        task, model=instantiate(config.model),
+        weights=instantiate(config.weights.build, classes=task.classes), sparsity=sparsity,
+        impact=Impact(**config.impact), names=(choices.model, choices.weights), seed=config.seed,
+    )
+    folder = prepare_folder(Path(run_dir(config, choices, setup)), config)
+    for warning in task.warnings:
+        log.warning(warning)
+    results = _chains(config, choices, task, setup, plan, device, folder)
+    return _report(config, choices, task, setup, results, folder)
+
+
+def run_dir(config: DictConfig, choices: Choices, setup: Setup) -> str:
+    """The run's folder: as given, or runs/<task>/<method>/<model>-<weights>/seed<k>."""
+    if config.run_dir is not None:
+        return str(config.run_dir)
+    model, weights = setup.names
+    name = f"runs/{config.task.label}/{choices.method}/{model}-{weights}/seed{config.seed}"
+    return name if choices.preset == "default" else name.replace("/seed", f"-{choices.preset}/seed")
+
+
+def prepare_folder(folder: Path, config: DictConfig) -> Path:
+    """Make the run's folder and write its configuration.
+
+    Raises:
+        InputError: if it holds another run and neither resume nor overwrite is set, or resume is
+            set with other settings.
+    """
+    path = folder / CONFIG
+    if folder.is_dir() and any(folder.iterdir()):
+        if not path.exists():
+            raise InputError(
+                f"run_dir {folder} is not empty and holds no run: choose an empty folder"
+            )
+        if config.overwrite:
+            shutil.rmtree(folder)
+        elif not config.resume:
+            raise InputError(
+                f"run_dir {folder} already holds a run: use resume=true to continue it, "
+                "overwrite=true to replace it, or another run_dir"
+            )
+        else:
+            _check_same_settings(path, config)
+    elif folder.exists() and not folder.is_dir():
+        raise InputError(f"run_dir {folder} is a file: choose a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        OmegaConf.save(config, temporary, resolve=True)
+    return folder
+
+
+def settings(config: DictConfig) -> dict[str, Any]:
+    """What must stay the same when a run is resumed."""
+    found = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(found, dict)
+    return {str(k): v for k, v in found.items() if k not in NOT_SETTINGS}
+
+
+def _check_same_settings(path: Path, config: DictConfig) -> None:
+    try:
+        before = settings(OmegaConf.load(path))  # type: ignore[arg-type]
+    except Exception as error:  # noqa: BLE001 - YAML and OmegaConf share no base class
+        raise InputError(f"{path} cannot be read ({error}): the run cannot be resumed") from error
+    now = settings(config)
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            raise InputError(
+                f"run_dir {path.parent} holds a run with other settings: {name} was "
+                f"{before.get(name)}, now {now.get(name)}. Resume with the same settings, or use "
+                "another run_dir"
+            )
+
+
+def _chains(
+    config: DictConfig, choices: Choices, task: Task, setup: Setup, plan: Plan,
+    device: torch.device, folder: Path,
+) -> list[ChainResult]:
+    train, meta, test = setup.train.to(device), task.meta.to(device), task.test.to(device)
+    backbone = instantiate(config.backbone)
+    prior = NormalPrior(config.prior.theta_scale)
+    fixed = None if setup.fixed is None else setup.fixed.to(device)
+    weights = SGLD.site_values if fixed is None else lambda kernel: fixed
+    sampler = make_sampler(config, task, setup)
+
+    def make(chain: int, generator: torch.Generator) -> tuple[SGLD, TaskMonitor]:
+        network = backbone(classes=task.classes).to(device)
+        if chain == 0:
+            check_network(network, cross_entropy, train, meta, test)
+        parts = Parts(
+            network, setup.weights(network), setup.sparsity, cross_entropy, prior, setup.impact
+        )
+        kernel = sampler(bind(setup.model, parts), generator=generator)
+        monitor = TaskMonitor(
+            network, cross_entropy, train, meta, test, task.groups, weights, task.classes
+        )
+        return kernel, monitor
+
+    return run_chains(
+        make, train, meta, plan=plan, folder=folder, chains=config.chains, seed=config.seed,
+        settings=settings(config), resume=config.resume, target=config.sparsity, weights=weights,
+        size=len(task.train),
+    )
+
+
+def make_sampler(config: DictConfig, task: Task, setup: Setup) -> partial[SGLD]:
+    """The sampler of the configuration, with the step sizes that the method and weights need.
+
+    theta: eta = 2 learning_rate / points is plain SGD with that learning rate on the mean loss.
+    """
+    step_size = {"theta": 2 * config.method.learning_rate / setup.points}
+    minibatches, train_batch = "uniform", config.sampler.train_batch
+    if setup.fixed is None:
+        step_size[config.weights.group] = config.weights.step_size
+        minibatches = config.weights.minibatches
+    elif train_batch is not None and len(setup.train) < len(task.train):
+        train_batch = min(train_batch, len(setup.train))  # a baseline may train on fewer points
+    sampler: partial[SGLD] = instantiate(config.sampler, train_batch=train_batch)
+    return partial(sampler, step_size=step_size, minibatches=minibatches)
+
+
+def _report(
+    config: DictConfig, choices: Choices, task: Task, setup: Setup, chains: list[ChainResult],
+    folder: Path,
+) -> dict[str, Any]:
+    metrics = [row for chain in chains for row in chain.metrics]
+    with atomic_path(folder / "metrics.jsonl") as path:
+        path.write_text("".join(json.dumps(row) + "\n" for row in metrics))
+    label = task.train.target.numpy()
+    group = np.full(len(task.train), "", dtype=object)
+    for name, mask in task.groups.items():
+        group[mask.numpy()] = name
+    mode = "fixed" if setup.fixed is not None else config.sampler.mode
+    selection = Selection.from_draws(
+        task.train.ids.numpy(), [chain.draws.w for chain in chains], mode=mode,
+        columns={"group": group, "label": label},
+    )
+    selection.to_parquet(folder / "weights.parquet")
+    model, weights = setup.names
+    about = {
+        "task": choices.task, "dataset": task.dataset, "method": choices.method, "model": model,
+        "weights": weights, "sampler": choices.sampler, "preset": choices.preset,
+        "mode": mode, "temperature": config.sampler.temperature, "seed": config.seed,
+    }
+    save(
+        to_arviz(
+            [chain.draws for chain in chains], ids=task.train.ids.numpy(),
+            constant_data={"group": group.astype(str), "label": label}, attrs=about,
+        ),
+        folder / "posterior.nc",
+    )
+    _draw_plots(folder / "plots", metrics, selection, task)
+    steps = sum(chain.kernel.steps for chain in chains)
+    seconds = sum(chain.seconds for chain in chains)
+    results = {
+        **about, "steps": config.steps, "chains": config.chains, "sparsity": config.sparsity,
+        "settings": OmegaConf.to_container(config.task, resolve=True),
+        "test": {
+            "accuracy": predictive_accuracy(chains, task.test.target),
+            "accuracy_last": float(np.mean([chain.metrics[-1]["test.accuracy"] for chain in chains])),
+            "count": len(task.test),
+        },
+        "groups": {
+            name: {
+                "mean_weight": float(selection.mean[mask.numpy()].mean()),
+                "count": int(mask.sum()), "high": name in task.high,
+            }
+            for name, mask in task.groups.items()
+        },
+        "cost": {
+            "seconds": seconds, "ms_per_step": 1000 * seconds / steps,
+            "peak_memory_mib": peak_memory_mib(task_device(chains)),
+        },
+        "versions": versions(), "warnings": list(task.warnings),
+    }
+    with atomic_path(folder / RESULTS) as path:
+        path.write_text(json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def _draw_plots(
+    folder: Path, metrics: list[dict[str, Any]], selection: Selection, task: Task
+) -> None:
+    folder.mkdir(exist_ok=True)
+    groups = {name: name in task.high for name in task.groups}
+    plots.save(plots.accuracy_over_steps(metrics), folder / "test_accuracy.png")
+    plots.save(plots.weights_by_group_over_steps(metrics, groups), folder / "weights_by_group.png")
+    masks = {name: mask.numpy() for name, mask in task.groups.items()}
+    plots.save(plots.weight_histogram(selection.mean, masks, groups), folder / "weight_histogram.png")
+
+
+def task_device(chains: list[ChainResult]) -> torch.device:
+    return chains[0].kernel.train.device
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Largest memory in use so far: of the device's allocator on CUDA, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    names = ("bads-ppl", "torch", "pyro-ppl", "numpy", "arviz")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return found | {"python": platform.python_version()}

@@ -1,0 +1,98 @@
+"""Run an experiment: `python -m inference.run task=mnist method=bads seed=0`.
+
+Hydra reads `inference/configs`: `--help` explains each knob, `--cfg job` prints all settings, `-m`
+runs several (`-m seed=0,1,2 method=bads,mixing`). Exit codes: 0 done, 2 (or Hydra's own 1) wrong
+input, 1 anything else, 130 or 143 stopped by a signal with a checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from bads_ppl.chains import Stopped
+from bads_ppl.errors import Diverged, InputError
+from inference.experiment import Choices, run
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class DataOptions:
+    """Where data come from."""
+
+    root: str = "data"
+    source: str = "auto"
+
+
+@dataclass
+class Schema:
+    """Types of the top-level options, so that a mistyped value is refused."""
+
+    seed: int = 0
+    steps: int = 1
+    chains: int = 1
+    sparsity: float = 0.1
+    burn_in: int | None = None
+    thinning: int = 1
+    evaluate_every: int | None = None
+    checkpoint_seconds: float = 60.0
+    device: str = "auto"
+    run_dir: str | None = None
+    resume: bool = False
+    overwrite: bool = False
+    data: DataOptions = field(default_factory=DataOptions)
+    prior: Any = None
+    impact: Any = None
+    task: Any = None
+    method: Any = None
+    model: Any = None
+    weights: Any = None
+    sampler: Any = None
+    backbone: Any = None
+
+
+def task_label(name: str, value: int, default: int) -> str:
+    """Folder of a task below runs/: its name, with the meta points per class unless default."""
+    return name if value == default else f"{name}-{value}"
+
+
+ConfigStore.instance().store("schema", Schema)
+OmegaConf.register_new_resolver("task_label", task_label, replace=True)
+
+
+@hydra.main(config_path="configs", config_name="config", version_base="1.3")
+def main(config: DictConfig) -> None:
+    """Run one experiment and print its main numbers."""
+    chosen = HydraConfig.get().runtime.choices
+    choices = Choices(**{name: chosen[name] for name in Choices.__dataclass_fields__})
+    try:
+        results = run(config, choices)
+    except InputError as error:
+        _exit(error, 2)
+    except Stopped as stopped:
+        _exit(stopped, 128 + stopped.signum)
+    except (Diverged, OSError) as error:
+        _exit(error, 1)
+    groups = ", ".join(f"{n} {g['mean_weight']:.4f}" for n, g in results["groups"].items())
+    print(
+        f"{results['task']} ({results['dataset']}) {results['method']}: "
+        f"test accuracy {results['test']['accuracy']:.4f}; mean weight {groups}; "
+        f"{results['cost']['seconds']:.0f} s; results in {results['run_dir']}"
+    )
+
+
+def _exit(error: BaseException, code: int) -> None:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Tasks: a train set with trouble in it, a small meta set that is right, and a test set.
+
+`mnist` and `mnist10` plant rare classes into the train set. With real MNIST they have the paper's
+sizes; with the digits that scikit-learn carries, the same experiment at the size those allow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bads_ppl.checks import check_classes
+from bads_ppl.data import Data, check_disjoint
+from bads_ppl.errors import InputError
+from inference.sources import ImageSplits, load_mnist
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data of an experiment, on the CPU.
+
+    Attributes:
+        name: as on the command line.
+        dataset: where the points come from, as recorded in the results.
+        train: points to weight.
+        meta: curated points.
+        test: points to report accuracy on; never used otherwise.
+        classes: number of classes.
+        groups: name to (N_t,) bool mask; disjoint groups of train points.
+        high: names of the groups whose weights should be high; those of the others, low.
+        warnings: what a reader of the results must know.
+    """
+
+    name: str
+    dataset: str
+    train: Data
+    meta: Data
+    test: Data
+    classes: int
+    groups: dict[str, Tensor]
+    high: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_disjoint(self.train, self.meta)
+        check_classes(self.test, self.meta)
+
+
+def mnist(
+    *, root: str, source: str, seed: int, meta_per_class: int = 25, frequent: int = 4975,
+    rare: int = 25,
+) -> Task:
+    """Four against nine: `frequent` nines and `rare` fours to train on (the paper's balancing).
+
+    Labels are 0 for four and 1 for nine. The seed draws which images are used.
+    """
+    splits = load_mnist(Path(root), source)
+    return _balancing(
+        "mnist", splits, {4: rare, 9: frequent}, rare_classes=(4,), meta_per_class=meta_per_class,
+        seed=seed,
+    )
+
+
+def mnist10(
+    *, root: str, source: str, seed: int, meta_per_class: int = 10, frequent: int = 2000,
+    rare: int = 20,
+) -> Task:
+    """Ten classes, of which the even digits have `rare` train points and the odd `frequent`."""
+    splits = load_mnist(Path(root), source)
+    counts = {digit: rare if digit % 2 == 0 else frequent for digit in range(10)}
+    return _balancing(
+        "mnist10", splits, counts, rare_classes=(0, 2, 4, 6, 8), meta_per_class=meta_per_class,
+        seed=seed,
+    )
+
+
+def _balancing(
+    name: str, splits: ImageSplits, counts: dict[int, int], *, rare_classes: Sequence[int],
+    meta_per_class: int, seed: int,
+) -> Task:
+    digits = sorted(counts)
+    asked = [("task.meta_per_class", meta_per_class)]
+    asked += [("task.rare or task.frequent", n) for n in counts.values()]
+    for knob, value in asked:
+        if value < 1:
+            raise InputError(f"{knob} must be at least 1, got {value}")
+    warnings: tuple[str, ...] = ()
+    if splits.name != "mnist":
+        warnings = (
+            f"dataset is {splits.name!r}, not MNIST: its numbers cannot be compared with MNIST's",
+        )
+        counts = _scaled(counts, splits, meta_per_class)
+    order = np.random.default_rng(np.random.SeedSequence([seed, 0x6D6E]))
+    train_rows, meta_rows, rare = [], [], []
+    for digit in digits:
+        rows = torch.nonzero(splits.train_labels == digit).flatten().numpy()
+        needed = meta_per_class + counts[digit]
+        if needed > len(rows):
+            raise InputError(
+                f"task {name} needs {needed} train images of digit {digit} ({counts[digit]} to "
+                f"train on and {meta_per_class} for the meta set), {splits.name} has {len(rows)}: "
+                "lower task.meta_per_class, task.rare or task.frequent"
+            )
+        rows = order.permutation(rows)[:needed]
+        meta_rows.append(rows[:meta_per_class])
+        train_rows.append(rows[meta_per_class:])
+        rare.append(np.full(counts[digit], digit in rare_classes))
+    # In the order of the source, so that neither rows nor ids tell the groups apart.
+    chosen = np.concatenate(train_rows)
+    position = np.argsort(chosen)
+    is_rare = torch.from_numpy(np.concatenate(rare)[position])
+    train_index = torch.from_numpy(chosen[position])
+    meta_index = torch.from_numpy(np.sort(np.concatenate(meta_rows)))
+    test_index = torch.nonzero(torch.isin(splits.test_labels, torch.tensor(digits))).flatten()
+    new_label = torch.full((10,), -1)
+    new_label[digits] = torch.arange(len(digits))
+
+    def data(images: Tensor, labels: Tensor, index: Tensor, what: str) -> Data:
+        return Data(normalise(images[index]), new_label[labels[index]], index, name=what)
+
+    return Task(
+        name, splits.name,
+        data(splits.train_images, splits.train_labels, train_index, "train"),
+        data(splits.train_images, splits.train_labels, meta_index, "meta"),
+        data(splits.test_images, splits.test_labels, test_index, "test"),
+        len(digits), {"rare": is_rare, "frequent": ~is_rare}, ("rare",), warnings,
+    )
+
+
+def _scaled(counts: dict[int, int], splits: ImageSplits, meta_per_class: int) -> dict[int, int]:
+    """The same imbalance at the size that a smaller source allows, rare classes of 2 at least."""
+    have = {d: int((splits.train_labels == d).sum()) - meta_per_class for d in counts}
+    factor = min([1.0] + [have[d] / n for d, n in counts.items()])
+    return {d: max(int(n * factor), min(n, 2)) for d, n in counts.items()}
+
+
+def normalise(images: Tensor) -> Tensor:
+    """uint8 images (N, 28, 28) to float (N, 1, 28, 28) with MNIST's mean 0 and sd 1."""
+    return ((images.float() / 255 - 0.1307) / 0.3081).unsqueeze(1)

@@ -1,0 +1,28 @@
+"""LeNet5 for 28x28 grey images (LeCun et al., 1998), with ReLU and max-pooling."""
+
+from torch import Tensor, nn
+
+
+class LeNet5(nn.Module):
+    """Images (B, 1, 28, 28) to logits (B, classes); 61,706 parameters with ten classes."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 6, 5, padding=2),  # (B, 6, 28, 28)
+            nn.MaxPool2d(2),  # (B, 6, 14, 14); before the ReLU: the same function, less work
+            nn.ReLU(),
+            nn.Conv2d(6, 16, 5),  # (B, 16, 10, 10)
+            nn.MaxPool2d(2),  # (B, 16, 5, 5)
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(400, 120),
+            nn.ReLU(),
+            nn.Linear(120, 84),
+            nn.ReLU(),
+        )
+        self.head = nn.Linear(84, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.features(images))
+        return logits
