@@ -18,6 +18,7 @@ help: ## List the targets
 	  while IFS='|' read -r target text; do printf 'make %-9s %s\n' "$$target" "$$text"; done
 
 setup: $(READY) ## Set up what running needs, in .venv, once
+	@echo "$(VENV) is ready"
 
 run: $(READY) ## Select data on MNIST; further options: make run ARGS="seed=1 method=mixing"
 	@$(PY) -m inference.run task=mnist $(ARGS)

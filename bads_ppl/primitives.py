@@ -11,6 +11,7 @@ NUTS, SVI, none), and a kernel that keeps state over steps may answer it more ch
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
 
 import pyro
@@ -19,12 +20,34 @@ from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 
 from bads_ppl.data import Batch
+from bads_ppl.errors import InputError
 
 
 class NetworkPrior(Protocol):
     """The prior of one parameter tensor: name and parameter to a distribution of its shape."""
 
     def __call__(self, name: str, parameter: Tensor) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Restart:
+    """How a companion network is drawn back to the one it accompanies.
+
+    Attributes:
+        network: name of the other network; the companion takes its step size.
+        every: steps between restarts; None: never.
+        share: part of the way back that a restart goes, in (0, 1]; 1 copies the parameters.
+    """
+
+    network: str
+    every: int | None = None
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.every is not None and self.every < 1:
+            raise InputError(f"restart_every must be at least 1 step, got {self.every}")
+        if not 0 < self.share <= 1:
+            raise InputError(f"restart_share must be in (0, 1], got {self.share}")
 
 
 class _WithParameters:
@@ -39,8 +62,7 @@ class _WithParameters:
 
 
 def sample_network(
-    name: str, module: nn.Module, prior: NetworkPrior, *, restart_from: str | None = None,
-    restart_every: int | None = None,
+    name: str, module: nn.Module, prior: NetworkPrior, *, restart: Restart | None = None
 ) -> Callable[..., Any]:
     """Sample the trainable parameters of `module` at sites "<name>.<parameter>".
 
@@ -48,9 +70,8 @@ def sample_network(
         name: prefix of the sites, and the group by which kernels set a step size.
         module: its parameters with requires_grad=True become latent, the rest stays as it is.
         prior: maps a parameter's name and tensor to its prior distribution.
-        restart_from: name of another network of the same shape of which this one is a companion.
-        restart_every: copy the other network's parameters to this one every so many steps (None:
-            at the start only). A stateless handler ignores both.
+        restart: makes this network the companion of another one of the same shape. A stateless
+            handler ignores it.
 
     Returns:
         A callable like `module`. Under `SGLD` it is `module` itself, whose parameters the kernel
@@ -58,14 +79,13 @@ def sample_network(
     """
     return cast(
         Callable[..., Any],
-        _network(module, prior, name, restart_from, restart_every, name=f"{name}.network"),
+        _network(module, prior, name, restart, name=f"{name}.network"),
     )
 
 
 @effectful(type="network")
 def _network(
-    module: nn.Module, prior: NetworkPrior, prefix: str, restart_from: str | None,
-    restart_every: int | None,
+    module: nn.Module, prior: NetworkPrior, prefix: str, restart: Restart | None
 ) -> _WithParameters:
     values = {
         parameter: pyro.sample(f"{prefix}.{parameter}", prior(parameter, tensor))

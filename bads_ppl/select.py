@@ -30,10 +30,11 @@ from bads_ppl.weights import InstanceWeights, WeightNetwork, Weights
 LEARNING_RATE = 0.1
 """Default learning rate on the mean loss; theta's step is eta = 2 LEARNING_RATE / points."""
 
-WEIGHT_STEP = {"w": 1.0, "phi": 1e-3}
+WEIGHT_STEP = {"w": 0.2, "phi": 1e-3}
 """Default steps eta of the weights."""
 
 TEMPERATURE = 1e-3
+"""Default temperature of theta; that of the weights is 1."""
 
 
 def select(
@@ -51,7 +52,7 @@ def select(
     step_size: Mapping[str, float | Schedule] | None = None,
     temperature: float = TEMPERATURE,
     sparsity_scale: float | None = None,
-    prior_scale: float = 1.0,
+    prior_scale: float = 0.5,
     impact: Impact | None = None,
     train_batch: int | None = None,
     meta_batch: int | None = None,
@@ -79,7 +80,7 @@ def select(
         seed: source of all randomness.
         plan: length of the chains; default 2,000 steps, half of them burn-in.
         step_size: eta by group, in place of the defaults: "theta", and "w" or "phi".
-        temperature: T; 1 samples the posterior, less a sharper one, p^(1/T).
+        temperature: T of theta; 1 samples the posterior, less stays closer to its mode.
         sparsity_scale: sigma of (8) in points; default a tenth of the target.
         prior_scale: sd of every network parameter.
         impact: impact constants (24), (25).
@@ -118,7 +119,7 @@ def select(
         if not first:
             check_network(own, loss, train_data, meta_data)
             first.append(own)
-        source: Weights = InstanceWeights(initial=sparsity)
+        source: Weights = InstanceWeights(mean=sparsity)
         if weights == "network":
             width = last_linear(own).in_features
             source = WeightNetwork(width, initial=sparsity).to(place)
@@ -127,7 +128,7 @@ def select(
         )
         kernel = SGLD(
             bind(program_model, parts), step_size=steps, generator=generator,
-            temperature=temperature, train_batch=train_batch, meta_batch=meta_batch,
+            temperature={"theta": temperature}, train_batch=train_batch, meta_batch=meta_batch,
             minibatches="importance" if weights == "instance" else "uniform",
         )
         return kernel, ThetaMonitor(own, loss, train_data, meta_data)

@@ -43,11 +43,16 @@ class SGLD(MCMCKernel):  # type: ignore[misc]
             network falls back on the network it restarts from. For local sites eta is the step
             of a row when it is visited; with importance minibatches it is multiplied by the row's
             correction, so that being visited more often does not speed a row up.
-        temperature: T >= 0. 1 targets the posterior, other values p^(1/T), 0 is gradient descent.
+        temperature: T >= 0, for all groups or per group (1 for groups not named). 1 targets the
+            posterior, other values p^(1/T), 0 is gradient descent. With different temperatures
+            the chain follows no single density (theta close to its mode, w still uncertain).
         mode: "calibrated" adds noise of standard deviation sqrt(eta T). "paper" adds noise of
-            standard deviation 1e-5 and may clip, as the paper ran it: close to a point estimate,
-            never posterior evidence.
-        clip: in mode "paper", upper bound on the gradient's norm per group.
+            standard deviation 1e-5, as the paper ran it: close to a point estimate, never
+            posterior evidence.
+        clip: longest drift eta / 2 |grad U| of a step, for all groups or per group: of the whole
+            group for networks, of each row for local sites. It keeps a chain from jumps; since
+            the drift shrinks with eta and the bound does not, its bias vanishes with the step
+            (Brosse et al., 2019). `diagnostics` gives the share of steps in which it acted.
         train_batch: rows of the train set per step; None: min(100, N_t).
         meta_batch: rows of the meta set per step; None: min(50, N_m).
         minibatches: "uniform", or "importance": half of the train rows are drawn in proportion to
@@ -65,23 +70,22 @@ class SGLD(MCMCKernel):  # type: ignore[misc]
         *,
         step_size: float | Schedule | Mapping[str, float | Schedule],
         generator: torch.Generator,
-        temperature: float = 1.0,
+        temperature: float | Mapping[str, float] = 1.0,
         mode: Literal["calibrated", "paper"] = "calibrated",
-        clip: float | None = None,
+        clip: float | Mapping[str, float] | None = None,
         train_batch: int | None = None,
         meta_batch: int | None = None,
         minibatches: Literal["uniform", "importance"] = "uniform",
         thinning: int = 1,
     ) -> None:
-        if not (math.isfinite(temperature) and temperature >= 0):
-            raise InputError(f"temperature must be a finite number >= 0, got {temperature}")
+        for value in temperature.values() if isinstance(temperature, Mapping) else [temperature]:
+            if not (math.isfinite(value) and value >= 0):
+                raise InputError(f"temperature must be a finite number >= 0, got {value}")
         if mode not in ("calibrated", "paper"):
             raise InputError(f"mode must be 'calibrated' or 'paper', got {mode!r}")
-        if clip is not None and (mode != "paper" or not clip > 0):
-            raise InputError(
-                f"clip must be a positive number in mode 'paper', got {clip} in mode {mode!r}: "
-                "a clipped step does not target the posterior; lower step_size instead"
-            )
+        for value in clip.values() if isinstance(clip, Mapping) else [clip]:
+            if value is not None and not value > 0:
+                raise InputError(f"clip must be a positive number, or None for none, got {value}")
         if minibatches not in ("uniform", "importance"):
             raise InputError(f"minibatches must be 'uniform' or 'importance', got {minibatches!r}")
         if thinning < 1:
@@ -124,8 +128,17 @@ class SGLD(MCMCKernel):  # type: ignore[misc]
         self.latents = Latents.find(
             self.program, self.train.batch(rows[0]), self.meta.batch(rows[1])
         )
-        self.latents.temperature = self.temperature if self.mode == "calibrated" else 0.0
-        self.schedules = by_group(self.step_size, self.latents.groups())
+        groups = self.latents.groups()
+        self.schedules = by_group(self.step_size, groups)
+        self.temperatures = self._per_group("temperature", self.temperature, groups, 1.0)
+        if self.mode == "paper":
+            self.temperatures = dict.fromkeys(groups, 0.0)
+        self.clips = self._per_group("clip", self.clip, groups, None)
+        self.clipped = {
+            group: torch.zeros((), device=self.train.device)
+            for group, bound in self.clips.items() if bound is not None
+        }
+        self.latents.temperature = self.temperatures
         self.meta_rows = UniformMinibatches(len(self.meta), meta_batch, self.generator)
         self.train_rows: UniformMinibatches | ImportanceMinibatches
         if self.minibatches == "uniform":
@@ -141,6 +154,23 @@ class SGLD(MCMCKernel):  # type: ignore[misc]
                 len(self.train), train_batch, self.generator, table.values
             )
         self.potential = torch.tensor(math.nan)
+
+    def _per_group(
+        self, name: str, given: Any, groups: Mapping[str, str | None], default: Any
+    ) -> dict[str, Any]:
+        """One value per group from one for all or a mapping; companions follow their network."""
+        if not isinstance(given, Mapping):
+            return dict.fromkeys(groups, given)
+        unknown = sorted(set(given) - set(groups))
+        if unknown:
+            raise InputError(
+                f"{name} names groups {unknown} that the program does not have: its groups are "
+                f"{sorted(groups)}"
+            )
+        return {
+            group: given.get(group, given.get(other, default) if other else default)
+            for group, other in groups.items()
+        }
 
     # update
 
@@ -178,14 +208,14 @@ class SGLD(MCMCKernel):  # type: ignore[misc]
         Gradients of rows carry that factor already (it is the rows' importance correction).
         """
         eta = self.schedules[group](self.steps)
-        if self.clip is not None:
-            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-            torch._foreach_mul_(grads, (self.clip / (norm + 1e-12)).clamp(max=1.0))
+        bound = self.clips[group]
+        if bound is not None:
+            self._clip(group, grads, 2 * bound / eta, by_row=group in self.latents.tables)
         torch._foreach_add_(values, grads, alpha=-0.5 * eta)
         if self.mode == "paper":
             scale = PAPER_NOISE
         else:
-            scale = math.sqrt(eta * self.temperature)
+            scale = math.sqrt(eta * self.temperatures[group])
         if scale == 0:
             return
         count = sum(value.numel() for value in values)
@@ -198,6 +228,17 @@ class SGLD(MCMCKernel):  # type: ignore[misc]
             root = speed.sqrt()
             noise = [part * root.view(-1, *[1] * (part.ndim - 1)) for part in noise]
         torch._foreach_add_(values, noise, alpha=scale)
+
+    def _clip(self, group: str, grads: list[Tensor], bound: float, *, by_row: bool) -> None:
+        """Bound the gradients in place, and count how often that was needed."""
+        if by_row:
+            (grad,) = grads
+            self.clipped[group] += (grad.abs() > bound).to(grad.dtype).mean()
+            grad.clamp_(-bound, bound)
+        else:
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+            self.clipped[group] += norm > bound
+            torch._foreach_mul_(grads, (bound / (norm + 1e-12)).clamp(max=1.0))
 
     # what the outside sees
 
@@ -223,6 +264,7 @@ class SGLD(MCMCKernel):  # type: ignore[misc]
         state = {f"latents/{k}": v for k, v in self.latents.state_dict().items()}
         state |= {f"train_rows/{k}": v for k, v in self.train_rows.state_dict().items()}
         state |= {f"meta_rows/{k}": v for k, v in self.meta_rows.state_dict().items()}
+        state |= {f"clipped/{k}": v for k, v in self.clipped.items()}
         return state | {
             "generator": self.generator.get_state(),
             "steps": torch.tensor(self.steps),
@@ -243,6 +285,8 @@ class SGLD(MCMCKernel):  # type: ignore[misc]
         self.generator.set_state(state["generator"])
         self.train_rows.load_state_dict(part("train_rows"))
         self.meta_rows.load_state_dict(part("meta_rows"))
+        for group, count in part("clipped").items():
+            self.clipped[group].copy_(count)
         self.steps = int(state["steps"])
 
     def site_values(self, site: str = SITE, chunk: int = 2048) -> Tensor:
@@ -314,4 +358,8 @@ class SGLD(MCMCKernel):  # type: ignore[misc]
         return report
 
     def diagnostics(self) -> dict[str, Any]:
-        return {"steps": self.steps, "mode": self.mode, "temperature": self.temperature}
+        steps = max(self.steps, 1)
+        return {
+            "steps": self.steps, "mode": self.mode, "temperature": self.temperatures,
+            "clipped": {group: float(count) / steps for group, count in self.clipped.items()},
+        }

@@ -10,7 +10,7 @@ Everything here is on the unconstrained scale unless it says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +25,7 @@ from torch.distributions import biject_to
 
 from bads_ppl.data import Batch
 from bads_ppl.errors import InputError
+from bads_ppl.primitives import Restart
 from bads_ppl.program import Program
 
 
@@ -32,13 +33,11 @@ class NetworkSite:
     """The trainable parameters of one module, all in one group, with their priors."""
 
     def __init__(
-        self, name: str, module: nn.Module, prior: Any, restart_from: str | None,
-        restart_every: int | None,
+        self, name: str, module: nn.Module, prior: Any, restart: Restart | None
     ) -> None:
         self.name = name
         self.module = module
-        self.restart_from = restart_from
-        self.restart_every = restart_every
+        self.restart = restart
         named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         if not named:
             raise InputError(
@@ -198,7 +197,7 @@ class Latents:
     sums: dict[str, PlateSum] = field(default_factory=dict)
     means: dict[str, RunningMean] = field(default_factory=dict)
     terms: dict[str, Tensor] = field(default_factory=dict)
-    temperature: float = 1.0
+    temperature: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def find(cls, program: Program, train: Batch, meta: Batch) -> Latents:
@@ -217,17 +216,20 @@ class Latents:
         if not (latents.networks or latents.globals or latents.tables):
             raise InputError("the program has no latent site: sample at least the network")
         for network in latents.networks.values():
-            other = network.restart_from
-            if other is not None and other not in latents.networks:
+            restart = network.restart
+            if restart is not None and restart.network not in latents.networks:
                 raise InputError(
-                    f"network {network.name!r} restarts from {other!r}, which is not a network "
+                    f"network {network.name!r} restarts from {restart.network!r}, not a network "
                     f"of the program: it has {sorted(latents.networks)}"
                 )
         return latents
 
     def groups(self) -> dict[str, str | None]:
         """Names of the groups that take a step size, with the group each falls back on."""
-        found: dict[str, str | None] = {n: s.restart_from for n, s in self.networks.items()}
+        found: dict[str, str | None] = {
+            name: site.restart.network if site.restart else None
+            for name, site in self.networks.items()
+        }
         return found | dict.fromkeys([*self.globals, *self.tables])
 
     def potential(self, train: Batch, meta: Batch) -> Tensor:
@@ -254,7 +256,7 @@ class Latents:
                 if not name.startswith("auxiliary")
             ]).sum()
             for network in self.networks.values():
-                if network.restart_from is None:
+                if network.restart is None:
                     log_joint = log_joint + network.log_prior()
         self.drop_pending()
         return -log_joint
@@ -313,16 +315,14 @@ class Latents:
             plate_sum.memory[index] = value
             plate_sum.pending = None
         for network in self.networks.values():
-            every = network.restart_every
-            if every is not None and step % every == 0:
-                self.restart(network)
-
-    def restart(self, network: NetworkSite) -> None:
-        """Copy parameters and buffers of the other network to this one."""
-        assert network.restart_from is not None
-        other = self.networks[network.restart_from]
-        with torch.no_grad():
-            torch._foreach_copy_(network.parameters, other.parameters)
+            restart = network.restart
+            if restart is None or restart.every is None or step % restart.every:
+                continue
+            other = self.networks[restart.network]
+            if restart.share == 1:
+                torch._foreach_copy_(network.parameters, other.parameters)
+            else:
+                torch._foreach_lerp_(network.parameters, other.parameters, restart.share)
             for mine, theirs in zip(
                 network.module.buffers(), other.module.buffers(), strict=True
             ):
@@ -396,8 +396,8 @@ class _Find(Messenger):
         self.seen: dict[str, Any] = {}
 
     def _pyro_network(self, msg: Any) -> None:
-        module, prior, name, restart_from, restart_every = msg["args"]
-        site = NetworkSite(name, module, prior, restart_from, restart_every)
+        module, prior, name, restart = msg["args"]
+        site = NetworkSite(name, module, prior, restart)
         self.latents.networks[name] = site
         msg["value"], msg["done"], msg["stop"] = module, True, True
 
@@ -507,7 +507,7 @@ class _Evaluate(Messenger):
 
     def _log_jacobian(self, name: str, value: Tensor) -> Tensor | float:
         """T log|dx/du|: at temperature T the target is p(x)^(1/T) on the constrained scale."""
-        temperature = self.latents.temperature
+        temperature = self.latents.temperature.get(name, 1.0)
         if temperature == 0:
             return 0.0
         table = self.latents.tables.get(name)

@@ -37,35 +37,32 @@ class Weights(Protocol):
 
 @dataclass(frozen=True)
 class InstanceWeights:
-    """One latent weight per train point, w_i ~ Beta(concentration, concentration).
+    """One latent weight per train point, w_i ~ Beta(a, a (1 - mean) / mean).
 
     Attributes:
-        concentration: 1 is the uniform prior of the paper; below 1 the mass moves to 0 and 1
-            (trap 10: contrast is a modelling choice).
-        initial: the value at which every weight starts, in (0, 1).
+        mean: prior mean of a weight, in (0, 1), and the value at which every weight starts. 0.5
+            with concentration 1 is the uniform prior. Where the sparsity beta is small, take
+            mean = beta: under a uniform prior the many small weights would pull the total up.
+        concentration: a > 0; below 1 mass moves to 0 (trap 10: contrast is a modelling choice).
     """
 
+    mean: float = 0.5
     concentration: float = 1.0
-    initial: float = 0.5
     needs_features: bool = False
 
     def __post_init__(self) -> None:
         if not self.concentration > 0:
             raise InputError(f"concentration must be positive, got {self.concentration}")
-        if not 0 < self.initial < 1:
-            raise InputError(f"initial weight must be in (0, 1), got {self.initial}")
+        if not 0 < self.mean < 1:
+            raise InputError(f"the prior mean of a weight must be in (0, 1), got {self.mean}")
 
     def sample(
         self, train: Batch, plate: ScaledPlate, features: Tensor | None = None
     ) -> Tensor:
         a = torch.tensor(self.concentration, device=train.target.device)
-        prior = (
-            dist.Uniform(torch.zeros_like(a), torch.ones_like(a), validate_args=False)
-            if self.concentration == 1
-            else dist.Beta(a, a, validate_args=False)
-        )
+        prior = dist.Beta(a, a * (1 - self.mean) / self.mean, validate_args=False)
         with plate:
-            w: Tensor = pyro.sample(SITE, prior, infer={"initial": self.initial})
+            w: Tensor = pyro.sample(SITE, prior, infer={"initial": self.mean})
         return w
 
 

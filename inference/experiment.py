@@ -153,7 +153,7 @@ def _chains(
 ) -> list[ChainResult]:
     train, meta, test = setup.train.to(device), task.meta.to(device), task.test.to(device)
     backbone = instantiate(config.backbone)
-    prior = NormalPrior(config.prior.theta_scale)
+    prior = NormalPrior(config.method.prior_scale)
     fixed = None if setup.fixed is None else setup.fixed.to(device)
     weights = SGLD.site_values if fixed is None else lambda kernel: fixed
     sampler = make_sampler(config, task, setup)
@@ -184,14 +184,18 @@ def make_sampler(config: DictConfig, task: Task, setup: Setup) -> partial[SGLD]:
     theta: eta = 2 learning_rate / points is plain SGD with that learning rate on the mean loss.
     """
     step_size = {"theta": 2 * config.method.learning_rate / setup.points}
+    temperature = {"theta": config.method.temperature}
     minibatches, train_batch = "uniform", config.sampler.train_batch
     if setup.fixed is None:
         step_size[config.weights.group] = config.weights.step_size
+        temperature[config.weights.group] = config.weights.temperature
         minibatches = config.weights.minibatches
     elif train_batch is not None and len(setup.train) < len(task.train):
         train_batch = min(train_batch, len(setup.train))  # a baseline may train on fewer points
     sampler: partial[SGLD] = instantiate(config.sampler, train_batch=train_batch)
-    return partial(sampler, step_size=step_size, minibatches=minibatches)
+    return partial(
+        sampler, step_size=step_size, temperature=temperature, minibatches=minibatches
+    )
 
 
 def _report(
@@ -215,7 +219,7 @@ def _report(
     about = {
         "task": choices.task, "dataset": task.dataset, "method": choices.method, "model": model,
         "weights": weights, "sampler": choices.sampler, "preset": choices.preset,
-        "mode": mode, "temperature": config.sampler.temperature, "seed": config.seed,
+        "mode": mode, "temperature": config.method.temperature, "seed": config.seed,
     }
     save(
         to_arviz(
@@ -228,7 +232,7 @@ def _report(
     steps = sum(chain.kernel.steps for chain in chains)
     seconds = sum(chain.seconds for chain in chains)
     results = {
-        **about, "steps": config.steps, "chains": config.chains, "sparsity": config.sparsity,
+        **about, "run_dir": str(folder), "steps": config.steps, "chains": config.chains, "sparsity": config.sparsity,
         "settings": OmegaConf.to_container(config.task, resolve=True),
         "test": {
             "accuracy": predictive_accuracy(chains, task.test.target),

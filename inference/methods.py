@@ -124,10 +124,10 @@ def method(name: str) -> Callable[..., Setup]:
 
 
 def instance_weights(
-    network: nn.Module, *, classes: int, concentration: float = 1.0, initial: float = 0.5
+    network: nn.Module, *, classes: int, mean: float = 0.5, concentration: float = 1.0
 ) -> Weights:
     """One latent weight per point (`weights=instance`)."""
-    return InstanceWeights(concentration, initial)
+    return InstanceWeights(mean, concentration)
 
 
 def network_weights(

@@ -11,7 +11,8 @@ from typing import Literal
 import pyro
 
 from bads_ppl.data import Batch
-from bads_ppl.primitives import running_mean, sample_network
+from bads_ppl.errors import InputError
+from bads_ppl.primitives import Restart, running_mean, sample_network
 from bads_ppl.program import Parts
 
 
@@ -21,9 +22,10 @@ def normalised(
     parts: Parts,
     *,
     auxiliary: Literal["persistent", "restarted"] = "restarted",
-    restart_every: int = 5,
-    contrast: float = 1.0,
-    clip: float = 5.0,
+    restart_every: int = 1,
+    restart_share: float = 0.05,
+    contrast: float = 3.0,
+    clip: float = 3.0,
 ) -> None:
     """p(theta, w | D_t, D_m) as in (4) with (2) normalised.
 
@@ -33,27 +35,32 @@ def normalised(
         train: train batch.
         meta: meta batch.
         parts: network, weights, loss and priors.
-        auxiliary: "persistent" lets theta' run on its own: asymptotically exact. "restarted"
-            copies theta to theta' every `restart_every` steps: the difference of the losses is
-            the effect of the last few meta steps on each point, an approximation (contrastive
+        auxiliary: "persistent" lets theta' run on its own: asymptotically exact, and noisy.
+            "restarted" draws theta' back to theta: the difference of the losses is then the
+            effect of the last few meta steps on each point, an approximation (contrastive
             divergence) with far less noise.
-        restart_every: steps between restarts.
-        contrast: restarted only: the drift on w is contrast * difference / its running mean
-            absolute value, so that it does not depend on the step size of theta.
+        restart_every: restarted only: steps between restarts.
+        restart_share: restarted only: part of the way back that a restart goes, in (0, 1]. 1 with
+            restart_every = K copies theta every K steps; 1 / K at every step looks back as far,
+            and sees as far at every step.
+        contrast: restarted only: the log density of w gains contrast / beta times the difference
+            over its running mean absolute value, so that it depends neither on the step size of
+            theta nor on the scale of the weights.
         clip: restarted only: bound on the scaled difference.
     """
+    if auxiliary not in ("persistent", "restarted"):
+        raise InputError(f"auxiliary must be 'persistent' or 'restarted', got {auxiliary!r}")
     restarted = auxiliary == "restarted"
+    restart = Restart("theta", restart_every if restarted else None, restart_share)
     network = parts.sample_network()
-    companion = sample_network(
-        "auxiliary", parts.auxiliary, parts.prior,
-        restart_from="theta", restart_every=restart_every if restarted else None,
-    )
+    companion = sample_network("auxiliary", parts.auxiliary, parts.prior, restart=restart)
     forward = parts.forward(network, train, meta)
     auxiliary_loss = parts.loss(companion(train.input), train.target)
     gain = (auxiliary_loss - forward.train_loss).detach()
     if restarted:
         size = running_mean("gain", gain.abs().mean(), window=100, kind="exponential")
-        gain = contrast * (gain / (size + 1e-12)).clamp(-clip, clip)
+        beta = 1.0 if parts.sparsity is None else parts.sparsity.sparsity
+        gain = contrast / beta * (gain / (size + 1e-12)).clamp(-clip, clip)
     plate = train.plate("train")
     w = parts.weights.sample(train, plate, forward.features)
     fixed = w.detach()

@@ -1,0 +1,270 @@
+"""The report's numbers, what it names as missing or damaged, and that it needs nothing else."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+
+from bads_ppl import plots
+from bads_ppl.errors import InputError
+from inference import report
+from inference.report import Estimate, find_runs, main, make_sections, render, write_report
+
+
+def write_run(root, method="bads", seed=0, accuracy=0.9, *, task="mnist", settings=(), **results):
+    """A small run's folder, as `inference.run` writes it; `settings` go into the model's config."""
+    name = "-".join([method, *[str(value) for value in dict(settings).values()]])
+    folder = root / task / str(results.get("dataset", "mnist")) / name / f"seed{seed}"
+    (folder / "plots").mkdir(parents=True)
+    config = {
+        "seed": seed, "steps": 200, "run_dir": None, "device": "cpu",
+        "task": {"meta_per_class": 25, "data": {"seed": seed}},
+        "model": {"auxiliary": "restarted", **dict(settings)},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    metrics = [
+        {"chain": chain, "step": step, "test.accuracy": accuracy - 0.1 / step}
+        for chain in range(2) for step in (100, 200)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
+    content = {
+        "task": task, "dataset": "mnist", "method": method, "seed": seed, "steps": 200,
+        "model": "joint" if method == "bads" else "none", "chains": 2, "sparsity": 0.005,
+        "weights": "instance" if method == "bads" else "fixed", "sampler": "sgld",
+        "settings": config["task"], "test": {"accuracy": accuracy, "accuracy_last": accuracy},
+        "groups": {"rare": {"mean_weight": 0.8, "count": 25, "high": True}},
+        "cost": {"seconds": 12.5, "ms_per_step": 3.25, "peak_memory_mib": 801.0},
+        "versions": {"torch": "9.8.7"}, "warnings": [], **results,
+    }
+    (folder / "results.json").write_text(json.dumps(content))
+    return folder
+
+
+def text_of(page):
+    """The page's text without markup, white space made single."""
+    page = re.sub(r"<style>.*?</style>", "", page, flags=re.S)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+
+
+class TestEstimate:
+    def test_interval_is_students(self):
+        estimate = Estimate.of([1.0, 2.0, 3.0, 4.0, 10.0])
+        assert (estimate.mean, estimate.median, estimate.count) == (4.0, 3.0, 5)
+        half = 2.7764451 * np.std([1, 2, 3, 4, 10], ddof=1) / math.sqrt(5)  # t table, 4 degrees
+        assert estimate.low == pytest.approx(4 - half) and estimate.high == pytest.approx(4 + half)
+
+    def test_one_value_has_no_interval_and_nan_do_not_count(self):
+        estimate = Estimate.of([0.5, math.nan])
+        assert (estimate.mean, estimate.count, estimate.has_interval) == (0.5, 1, False)
+        assert Estimate.of([]).count == 0
+
+    def test_interval_of_a_share_stays_a_share(self):
+        estimate = Estimate.of([0.9, 1.0], (0.0, 1.0))
+        assert estimate.high == 1.0 and estimate.low < 0.9
+
+
+class TestGrouping:
+    def test_methods_are_ranked_by_their_mean_over_seeds(self, tmp_path):
+        for seed in range(3):
+            write_run(tmp_path, "mixing", seed, 0.7 + 0.01 * seed)
+            write_run(tmp_path, "bads", seed, 0.9 + 0.02 * seed)
+        (section,) = make_sections(find_runs(tmp_path))
+        assert [arm.text("method") for arm in section.arms] == ["bads", "mixing"]
+        assert [arm.best for arm in section.arms] == [True, False]
+        assert section.arms[0].score.mean == pytest.approx(0.92)
+        assert section.arms[1].score.median == pytest.approx(0.71)
+
+    def test_difference_to_the_best_is_paired_by_seed(self, tmp_path):
+        for seed, accuracy in enumerate([0.80, 0.90, 0.85]):
+            write_run(tmp_path, "bads", seed, accuracy)
+            write_run(tmp_path, "mixing", seed, accuracy - 0.05)
+        write_run(tmp_path, "mixing", 7, 0.1)  # a seed that the best does not have
+        (section,) = make_sections(find_runs(tmp_path))
+        difference = section.arms[1].difference
+        assert difference.count == 3
+        assert difference.low == pytest.approx(-0.05) and difference.high == pytest.approx(-0.05)
+
+    def test_other_data_and_other_task_settings_are_other_tasks(self, tmp_path):
+        write_run(tmp_path)
+        write_run(tmp_path, dataset="digits")
+        write_run(tmp_path, task="other")
+        few = write_run(tmp_path, seed=1)
+        content = json.loads((few / "results.json").read_text())
+        content["settings"]["meta_per_class"] = 5
+        (few / "results.json").write_text(json.dumps(content))
+        sections = make_sections(find_runs(tmp_path))
+        assert len(sections) == 4
+        titles = {section.short_title for section in sections}
+        assert "mnist · meta_per_class 5 · mnist" in titles and len(titles) == 4
+
+    def test_runs_with_other_settings_are_not_pooled_and_the_difference_is_named(self, tmp_path):
+        for seed in range(2):
+            write_run(tmp_path, seed=seed)
+            write_run(tmp_path, seed=seed, settings={"auxiliary": "persistent"})
+        (section,) = make_sections(find_runs(tmp_path))
+        assert sorted(arm.variant["auxiliary"] for arm in section.arms) == [
+            "persistent", "restarted",
+        ]
+        assert section.differing == ["model.auxiliary"]
+        assert [arm.score.count for arm in section.arms] == [2, 2]
+
+    def test_repeated_seed_counts_once_and_is_named(self, tmp_path):
+        write_run(tmp_path / "a", accuracy=0.8)
+        write_run(tmp_path / "b", accuracy=0.6)
+        runs = find_runs(tmp_path)
+        (section,) = make_sections(runs)
+        assert section.arms[0].score.count == 1 and section.arms[0].score.mean == 0.8
+        assert "repeats seed 0 of a/" in runs[1].problems[0]
+
+
+class TestPage:
+    def test_numbers_of_the_table_are_on_the_page(self, tmp_path):
+        for seed, accuracy in enumerate([0.90, 0.92, 0.94]):
+            write_run(tmp_path, seed=seed, accuracy=accuracy)
+        text = text_of(render(find_runs(tmp_path)))
+        for expected in ("92.0 [87.0, 97.0]", "0.800", "3.25", "12.5", "801", "torch 9.8.7"):
+            assert expected in text
+
+    def test_one_seed_is_said_to_have_no_interval(self, tmp_path):
+        write_run(tmp_path)
+        text = text_of(render(find_runs(tmp_path)))
+        assert "one seed: no interval" in text
+        assert "no differences between methods can be claimed" in text
+
+    def test_page_needs_no_other_file(self, tmp_path):
+        folder = write_run(tmp_path)
+        plots.save(plots.accuracy_over_steps([{"chain": 0, "step": 1, "test.accuracy": 0.5}]),
+                   folder / "plots" / "test_accuracy.png", dpi=30)
+        page = render(find_runs(tmp_path))
+        sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
+        assert sources and all(s.startswith(("data:image/", "#")) for s in sources)
+        assert page.count("data:image/svg+xml;base64,") == 2
+        assert page.count("data:image/png;base64,") == 1
+        assert "<script" not in page and "@import" not in page and "url(" not in page
+        assert 'name="viewport"' in page and "prefers-color-scheme: dark" in page
+
+    def test_warnings_of_runs_are_shown_once_with_their_count(self, tmp_path):
+        warning = "dataset is 'digits', not MNIST"
+        for seed in range(2):
+            write_run(tmp_path, seed=seed, dataset="digits", warnings=[warning])
+        text = text_of(render(find_runs(tmp_path)))
+        assert text.count("&#39;digits&#39;, not MNIST (2 runs)") == 1
+        assert "data: digits" in text
+
+    def test_markup_in_names_is_escaped(self, tmp_path):
+        write_run(tmp_path, dataset="<b>x</b>")
+        page = render(find_runs(tmp_path))
+        assert "<b>x</b>" not in page and "&lt;b&gt;x&lt;/b&gt;" in page
+
+    def test_paper_mode_is_called_no_posterior(self, tmp_path):
+        write_run(tmp_path, mode="paper")
+        assert "no posterior" in text_of(render(find_runs(tmp_path)))
+
+    def test_task_without_accuracy_is_shown_in_its_own_unit(self, tmp_path):
+        write_run(tmp_path, test={"bleu": 31.25, "count": 100})
+        text = text_of(render(find_runs(tmp_path)))
+        assert "test bleu" in text and "31.2" in text
+
+
+class TestTrouble:
+    def test_unfinished_run_is_listed_and_left_out(self, tmp_path):
+        write_run(tmp_path)
+        (write_run(tmp_path, seed=1) / "results.json").unlink()
+        runs = find_runs(tmp_path)
+        assert make_sections(runs)[0].arms[0].score.count == 1
+        text = text_of(render(runs))
+        assert "1 finished run, 1 task; 1 unfinished" in text
+        assert "mnist/mnist/bads/seed1" in text
+
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [
+            ('{"task": "mnist", ', "results.json is damaged"),
+            ("[1]", "expected an object, got list"),
+            ('{"task": "mnist", "method": "bads", "test": {}}', "it has no &#39;seed&#39;"),
+            ('{"task": "m", "method": "b", "seed": 0, "test": 3}', "has no number"),
+            (
+                '{"task": "m", "method": "b", "seed": 0, "test": {"accuracy": 1}, "groups": [1]}',
+                "&#39;groups&#39; is not a dict",
+            ),
+        ],
+    )
+    def test_damaged_results_are_named_and_left_out(self, tmp_path, content, reason):
+        write_run(tmp_path)
+        (write_run(tmp_path, seed=1) / "results.json").write_text(content)
+        text = text_of(render(find_runs(tmp_path)))
+        assert reason in text and "1 finished run, 1 task." in text
+
+    def test_damaged_lesser_files_are_named_and_the_run_counts(self, tmp_path):
+        folder = write_run(tmp_path)
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write('{"chain": 0, "st')
+        (folder / "config.yaml").write_text("a: [")
+        (folder / "plots" / "x.png").write_bytes(b"no picture")
+        text = text_of(render(find_runs(tmp_path)))
+        assert "metrics.jsonl is damaged after 4 rows" in text
+        assert "config.yaml is damaged" in text and "plots/x.png is damaged" in text
+        assert "1 finished run" in text
+
+    def test_run_without_curves_and_settings_is_still_shown(self, tmp_path):
+        folder = write_run(tmp_path)
+        (folder / "metrics.jsonl").unlink()
+        (folder / "config.yaml").unlink()
+        assert "90.0" in text_of(render(find_runs(tmp_path)))
+
+    def test_folders_of_chains_and_hidden_folders_are_no_runs(self, tmp_path):
+        folder = write_run(tmp_path)
+        for name in ("chain-0", ".hydra"):
+            (folder / name).mkdir()
+            (folder / name / "config.yaml").write_text("")
+        (tmp_path / ".hydra").mkdir()
+        (tmp_path / ".hydra" / "config.yaml").write_text("")
+        assert len(find_runs(tmp_path)) == 1
+        assert len(find_runs(folder)) == 1
+
+    def test_no_runs_is_an_error(self, tmp_path):
+        with pytest.raises(InputError, match=r"no runs in .*results\.json"):
+            find_runs(tmp_path)
+        with pytest.raises(InputError, match="is not a folder"):
+            find_runs(tmp_path / "absent")
+
+
+class TestCommandLine:
+    def test_page_lies_beside_the_runs_or_where_asked(self, tmp_path, capsys):
+        write_run(tmp_path)
+        assert main([str(tmp_path)]) == 0
+        assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+        assert main([str(tmp_path), "--output", str(tmp_path / "b.html")]) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "b.html")
+        assert {"report.html", "b.html", "mnist"} == set(os.listdir(tmp_path))
+
+    def test_wrong_input_ends_with_two_and_an_unwritable_page_with_one(self, tmp_path, capsys):
+        assert main([str(tmp_path)]) == 2
+        assert "error: no runs in" in capsys.readouterr().err
+        write_run(tmp_path)
+        assert main([str(tmp_path), "--output", str(tmp_path / "absent" / "b.html")]) == 1
+        assert "create it" in capsys.readouterr().err
+
+    def test_failed_page_keeps_the_old_one(self, tmp_path, monkeypatch):
+        write_run(tmp_path)
+        page = write_report(tmp_path)
+        before = page.read_text()
+
+        def fail(runs):
+            raise OSError("no")
+
+        monkeypatch.setattr(report, "render", fail)
+        with pytest.raises(OSError, match="no"):
+            write_report(tmp_path)
+        assert page.read_text() == before
+
+    def test_module_runs(self, tmp_path):
+        command = [sys.executable, "-m", "inference.report", str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 2 and "no runs in" in done.stderr
