@@ -20,8 +20,8 @@ help: ## List the targets
 setup: $(READY) ## Set up what running needs, in .venv, once
 	@echo "$(VENV) is ready"
 
-run: $(READY) ## Select data on MNIST; further options: make run ARGS="seed=1 method=mixing"
-	@$(PY) -m inference.run task=mnist $(ARGS)
+run: $(READY) ## Select data on MNIST (continues a run that is there); make run ARGS="seed=1 method=mixing"
+	@$(PY) -m inference.run task=mnist resume=true $(ARGS)
 
 test: lint ## Set up, check style and types, run the tests; fewer: make test ARGS="-m 'not slow'"
 	@$(PY) -m pytest $(ARGS)

@@ -135,8 +135,13 @@ class ThetaMonitor:
     """
 
     def __init__(
-        self, network: nn.Module, loss: Loss, train: Data, meta: Data,
-        others: Mapping[str, Data] | None = None, probe: int = 512,
+        self,
+        network: nn.Module,
+        loss: Loss,
+        train: Data,
+        meta: Data,
+        others: Mapping[str, Data] | None = None,
+        probe: int = 512,
     ) -> None:
         self.network = network
         self.loss = loss
@@ -244,8 +249,12 @@ def run_chains(
     if chains < 1:
         raise InputError(f"chains must be at least 1, got {chains}")
     about = {
-        "settings": settings or {}, "seed": seed, "burn_in": plan.first,
-        "thinning": plan.thinning, "train": fingerprint(train), "meta": fingerprint(meta),
+        "settings": settings or {},
+        "seed": seed,
+        "burn_in": plan.first,
+        "thinning": plan.thinning,
+        "train": fingerprint(train),
+        "meta": fingerprint(meta),
     }
     hidden = None if progress is None else not progress
     with (
@@ -287,7 +296,9 @@ class _Runner:
             torch.manual_seed(generator.initial_seed())
             kernel, monitor = self.make(chain, generator)
             kernel.setup(self.plan.first, self.train, self.meta)
-            state = _ChainState(folder / CHECKPOINT, {**self.about, "chain": chain}, kernel, monitor)
+            state = _ChainState(
+                folder / CHECKPOINT, {**self.about, "chain": chain}, kernel, monitor
+            )
             if state.path.exists():
                 state.load()
             with DrawWriter(folder, self.size, keep=state.draws) as writer:

@@ -104,7 +104,9 @@ class Data:
         self, input: Input, target: Tensor, ids: Tensor | None = None, *, name: str = "train"
     ) -> None:
         if len(target) == 0:
-            raise InputError(f"the {name} set must have at least one point, got 0: add points to it")
+            raise InputError(
+                f"the {name} set must have at least one point, got 0: add points to it"
+            )
         for leaf in tree_leaves(input):
             if len(leaf) != len(target):
                 raise InputError(
@@ -204,7 +206,9 @@ class Data:
                 f"{type(dataset).__name__}: an iterable dataset has no fixed points to weight"
             )
         if len(dataset) == 0:
-            raise InputError(f"the {name} set must have at least one point, got 0: add points to it")
+            raise InputError(
+                f"the {name} set must have at least one point, got 0: add points to it"
+            )
         form = dataset[0]
         if not isinstance(form, tuple | list) or len(form) not in (2, 3):
             raise InputError(

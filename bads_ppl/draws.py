@@ -1,9 +1,9 @@
 """Draws of one chain, appended to disk as they are made.
 
-A chain's folder holds `w.f32`, one row of N little-endian float32 per draw, and `functions.f64`, one row
-of little-endian float64 per draw: functions of theta by name, listed in `draws.json`. Rows are
-appended and flushed, so memory does not grow with the number of draws, and a chain that is resumed
-cuts both files to the rows of its checkpoint.
+A chain's folder holds `w.f32`, one row of N little-endian float32 per draw, and `functions.f64`,
+one row of little-endian float64 per draw: functions of theta by name, listed in `draws.json`.
+Rows are appended and flushed, so memory does not grow with the number of draws, and a chain that
+is resumed cuts both files to the rows of its checkpoint.
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ def _read_header(folder: Path) -> dict[str, list[str]]:
     try:
         header: dict[str, list[str]] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}): the run has no draws to load") from error
+        raise InputError(
+            f"{path} cannot be read ({error}): the run has no draws to load"
+        ) from error
     return header
 
 

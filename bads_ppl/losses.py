@@ -8,7 +8,7 @@ also be a distribution. Cross-entropy is the Categorical; any other loss becomes
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -31,7 +31,7 @@ class LossDistribution(TorchDistribution):
     It cannot be sampled, and it is normalised only where the loss is a negative log-likelihood.
     """
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.real
 
     def __init__(self, output: Any, loss: Loss, batch_size: int) -> None:
@@ -39,7 +39,7 @@ class LossDistribution(TorchDistribution):
         self.loss = loss
         super().__init__(torch.Size((batch_size,)), validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> LossDistribution:
+    def expand(self, batch_shape: Any, _instance: Any = None) -> LossDistribution:
         if torch.Size(batch_shape) != self.batch_shape:
             raise ValueError(f"a loss over {self.batch_shape} cannot expand to {batch_shape}")
         return self

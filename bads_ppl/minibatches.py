@@ -8,7 +8,7 @@ the block's start.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ from torch import Tensor
 from bads_ppl.errors import InputError
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Rows:
     """The rows of one step.
 
     Attributes:
@@ -113,11 +114,17 @@ class ImportanceMinibatches:
     """
 
     def __init__(
-        self, size: int, batch_size: int, generator: torch.Generator,
-        weights: Callable[[], Tensor], block: int | None = None,
+        self,
+        size: int,
+        batch_size: int,
+        generator: torch.Generator,
+        weights: Callable[[], Tensor],
+        block: int | None = None,
     ) -> None:
         if batch_size < 2:
-            raise InputError(f"importance minibatches need a train_batch of 2 or more, got {batch_size}")
+            raise InputError(
+                f"importance minibatches need a train_batch of 2 or more, got {batch_size}"
+            )
         self.size = size
         self.batch_size = batch_size
         self.generator = generator
@@ -169,6 +176,7 @@ class ImportanceMinibatches:
         self.index = self.importance = None
         if position < 0:
             return
+
         # Steps that were taken already are never looked at again: fill their places with zeros.
         def padded(rest: Tensor) -> Tensor:
             start = rest.new_zeros((position, self.batch_size))

@@ -49,7 +49,11 @@ def weights_by_group_over_steps(metrics: Metrics, groups: Mapping[str, bool]) ->
         wanted = "high" if groups[name] else "low"
         axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
         axes.plot(
-            steps, mean, color=colour, linestyle=style, label=f"{name} (should be {wanted})",
+            steps,
+            mean,
+            color=colour,
+            linestyle=style,
+            label=f"{name} (should be {wanted})",
             marker="o" if len(steps) == 1 else None,
         )
     axes.set_ylim(-0.02, 1.02)
@@ -125,8 +129,13 @@ def accuracy_over_steps(metrics: Metrics, name: str = "test.accuracy") -> Figure
     axes.yaxis.set_major_formatter(_PERCENT)
     axes.set_xlim(left=0)
     axes.annotate(
-        f"{100 * mean[-1]:.1f} %", (steps[-1], mean[-1]), xytext=(5, 0), textcoords="offset points",
-        va="center", color=_HIGH[0], annotation_clip=False,
+        f"{100 * mean[-1]:.1f} %",
+        (steps[-1], mean[-1]),
+        xytext=(5, 0),
+        textcoords="offset points",
+        va="center",
+        color=_HIGH[0],
+        annotation_clip=False,
     )
     _note_chains(axes, metrics, "thick: their mean; thin: each")
     return figure

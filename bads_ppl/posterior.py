@@ -151,9 +151,7 @@ def save(data: Posterior, path: str | os.PathLike[str]) -> None:
                 for variable in group.variables
                 if group[variable].dtype.kind == "f"
             }
-            group.to_netcdf(
-                temporary, mode="a", group=name, engine="h5netcdf", encoding=encoding
-            )
+            group.to_netcdf(temporary, mode="a", group=name, engine="h5netcdf", encoding=encoding)
 
 
 def load(path: str | os.PathLike[str]) -> Posterior:

@@ -105,7 +105,7 @@ def plate_sum(name: str, value: Tensor, batch: Batch) -> Tensor:
     unbiased, with a variance that vanishes as the value settles. In both cases its derivative is
     that of the plate-scaled estimate. Call it outside the plate.
     """
-    return cast(Tensor, _plate_sum(value, batch, name=name))
+    return _plate_sum(value, batch, name=name)
 
 
 @effectful(type="plate_sum")
@@ -122,7 +122,7 @@ def running_mean(
     handlers, the value itself is returned. `exponential` keeps no list: it decays by
     1 - 1 / window a step.
     """
-    return cast(Tensor, _running_mean(value.detach(), window, kind, name=name))
+    return _running_mean(value.detach(), window, kind, name=name)
 
 
 @effectful(type="running_mean")

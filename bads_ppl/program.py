@@ -97,7 +97,7 @@ class Parts:
         return copy.deepcopy(self.network)
 
     def sample_network(self) -> Callable[..., Any]:
-        """theta ~ p(theta), at sites "theta.<parameter>"; returns the network as a callable."""
+        """Theta ~ p(theta), at sites "theta.<parameter>"; returns the network as a callable."""
         return sample_network("theta", self.network, self.prior)
 
     def forward(self, network: Callable[..., Any], train: Batch, meta: Batch) -> Forward:

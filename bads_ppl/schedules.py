@@ -50,7 +50,7 @@ class Polynomial:
     power: float = 0.55
 
     def __call__(self, step: int) -> float:
-        return self.scale * (self.offset + step) ** -self.power
+        return float(self.scale * (self.offset + step) ** -self.power)
 
 
 def as_schedule(value: float | Schedule, group: str) -> Schedule:

@@ -123,12 +123,14 @@ def select(
         if weights == "network":
             width = last_linear(own).in_features
             source = WeightNetwork(width, initial=sparsity).to(place)
-        parts = Parts(
-            own, source, prior, loss, NormalPrior(prior_scale), impact or Impact()
-        )
+        parts = Parts(own, source, prior, loss, NormalPrior(prior_scale), impact or Impact())
         kernel = SGLD(
-            bind(program_model, parts), step_size=steps, generator=generator,
-            temperature={"theta": temperature}, train_batch=train_batch, meta_batch=meta_batch,
+            bind(program_model, parts),
+            step_size=steps,
+            generator=generator,
+            temperature={"theta": temperature},
+            train_batch=train_batch,
+            meta_batch=meta_batch,
             minibatches="importance" if weights == "instance" else "uniform",
         )
         return kernel, ThetaMonitor(own, loss, train_data, meta_data)
@@ -139,9 +141,17 @@ def select(
         else:
             folder = Path(run_dir)
         results = run_chains(
-            build, train_data, meta_data, plan=plan, folder=folder, chains=chains, seed=seed,
+            build,
+            train_data,
+            meta_data,
+            plan=plan,
+            folder=folder,
+            chains=chains,
+            seed=seed,
             settings={"sparsity": sparsity, "model": str(model), "weights": weights},
-            resume=resume, progress=progress, target=sparsity,
+            resume=resume,
+            progress=progress,
+            target=sparsity,
         )
         selection = Selection.from_draws(
             train_data.ids.numpy(), [result.draws.w for result in results], mode="calibrated"

@@ -31,8 +31,11 @@ FORMAT = "bads-ppl selection 1"
 
 _METADATA = b"bads_ppl"
 _TABLE = {
-    "mean": np.float64, "sd": np.float64, "probability": np.float64,
-    "rank_low": np.int64, "rank_high": np.int64,
+    "mean": np.float64,
+    "sd": np.float64,
+    "probability": np.float64,
+    "rank_low": np.int64,
+    "rank_high": np.int64,
 }
 _RESERVED = ("id", "position", *_TABLE)
 _IN_MEMORY = 64 * 2**20
@@ -172,7 +175,16 @@ class Selection:
         given = {name: np.asarray(values) for name, values in (columns or {}).items()}
         count = sum(len(chain) for chain in chains)
         return cls(
-            ids, mean, sd, probability, rank_low, rank_high, len(chains), count, interval, mode,
+            ids,
+            mean,
+            sd,
+            probability,
+            rank_low,
+            rank_high,
+            len(chains),
+            count,
+            interval,
+            mode,
             given,
         )
 
@@ -195,9 +207,7 @@ class Selection:
                 f"{path} is a parquet file but holds no selection: expected {FORMAT!r} in its "
                 "metadata, as to_parquet writes it"
             )
-        read = {
-            name: table[name].to_numpy() for name in table.column_names if name in _RESERVED
-        }
+        read = {name: table[name].to_numpy() for name in table.column_names if name in _RESERVED}
         columns = {
             name: table[name].to_pandas().to_numpy()
             for name in table.column_names
@@ -255,8 +265,13 @@ class Selection:
         row = {name: getattr(self, name)[key] for name in ("ids", "positions", *_TABLE)}
         columns = {name: values[key] for name, values in self.columns.items()}
         return Selection(
-            **row, columns=columns, size=self.size, chains=self.chains, draws=self.draws,
-            interval=self.interval, mode=self.mode,
+            **row,
+            columns=columns,
+            size=self.size,
+            chains=self.chains,
+            draws=self.draws,
+            interval=self.interval,
+            mode=self.mode,
         )
 
     def sorted(self) -> Selection:
@@ -285,7 +300,9 @@ class Selection:
         if not 1 <= k <= len(self):
             raise InputError(
                 f"k must be from 1 to {len(self)}, the number of points, got {k}: ask for fewer "
-                "points" if k > 0 else f"k must be at least 1 point, got {k}"
+                "points"
+                if k > 0
+                else f"k must be at least 1 point, got {k}"
             )
 
     def __repr__(self) -> str:
@@ -338,8 +355,12 @@ class Selection:
         frame = self.to_frame().assign(position=self.positions)
         table = pa.Table.from_pandas(frame, preserve_index=True)
         about = {
-            "format": FORMAT, "chains": self.chains, "draws": self.draws,
-            "interval": self.interval, "mode": self.mode, "size": self.size,
+            "format": FORMAT,
+            "chains": self.chains,
+            "draws": self.draws,
+            "interval": self.interval,
+            "mode": self.mode,
+            "size": self.size,
         }
         metadata = {**(table.schema.metadata or {}), _METADATA: json.dumps(about).encode()}
         with atomic_path(path) as temporary:
@@ -459,9 +480,7 @@ def _moments(
     return origin + first / count, np.sqrt(spread), above / count
 
 
-def _check_finite(
-    block: NDArray[Any], chain: int, start: int, ids: NDArray[np.int64]
-) -> None:
+def _check_finite(block: NDArray[Any], chain: int, start: int, ids: NDArray[np.int64]) -> None:
     finite = np.isfinite(block)
     if finite.all():
         return

@@ -30,7 +30,7 @@ PAPER_NOISE = 1e-5
 """Standard deviation of the noise in mode "paper", whatever the step size."""
 
 
-class SGLD(MCMCKernel):  # type: ignore[misc]
+class SGLD(MCMCKernel):
     """Samples all latent sites of a program from minibatches.
 
     Runs in `pyro.infer.MCMC(SGLD(...), ...).run(train, meta)` and in `bads_ppl.chains`.
@@ -83,9 +83,9 @@ class SGLD(MCMCKernel):  # type: ignore[misc]
                 raise InputError(f"temperature must be a finite number >= 0, got {value}")
         if mode not in ("calibrated", "paper"):
             raise InputError(f"mode must be 'calibrated' or 'paper', got {mode!r}")
-        for value in clip.values() if isinstance(clip, Mapping) else [clip]:
-            if value is not None and not value > 0:
-                raise InputError(f"clip must be a positive number, or None for none, got {value}")
+        for bound in clip.values() if isinstance(clip, Mapping) else [clip]:
+            if bound is not None and not bound > 0:
+                raise InputError(f"clip must be a positive number, or None for none, got {bound}")
         if minibatches not in ("uniform", "importance"):
             raise InputError(f"minibatches must be 'uniform' or 'importance', got {minibatches!r}")
         if thinning < 1:
@@ -136,7 +136,8 @@ class SGLD(MCMCKernel):  # type: ignore[misc]
         self.clips = self._per_group("clip", self.clip, groups, None)
         self.clipped = {
             group: torch.zeros((), device=self.train.device)
-            for group, bound in self.clips.items() if bound is not None
+            for group, bound in self.clips.items()
+            if bound is not None
         }
         self.latents.temperature = self.temperatures
         self.meta_rows = UniformMinibatches(len(self.meta), meta_batch, self.generator)
@@ -182,7 +183,7 @@ class SGLD(MCMCKernel):  # type: ignore[misc]
         latents = self.latents
         latents.zero_grad()
         potential = latents.potential(train, meta)
-        potential.backward()  # type: ignore[no-untyped-call]
+        potential.backward()
         self.potential = potential.detach()
         with torch.no_grad():
             for name, network in latents.networks.items():
@@ -212,10 +213,8 @@ class SGLD(MCMCKernel):  # type: ignore[misc]
         if bound is not None:
             self._clip(group, grads, 2 * bound / eta, by_row=group in self.latents.tables)
         torch._foreach_add_(values, grads, alpha=-0.5 * eta)
-        if self.mode == "paper":
-            scale = PAPER_NOISE
-        else:
-            scale = math.sqrt(eta * self.temperatures[group])
+        calibrated = math.sqrt(eta * self.temperatures[group])
+        scale = PAPER_NOISE if self.mode == "paper" else calibrated
         if scale == 0:
             return
         count = sum(value.numel() for value in values)
@@ -299,9 +298,9 @@ class SGLD(MCMCKernel):  # type: ignore[misc]
             return table.values()
         meta = self.meta.batch(torch.arange(1, device=self.meta.device))
         rows = torch.arange(len(self.train), device=self.train.device)
-        return torch.cat([
-            self.latents.values(site, self.train.batch(part), meta) for part in rows.split(chunk)
-        ])
+        return torch.cat(
+            [self.latents.values(site, self.train.batch(part), meta) for part in rows.split(chunk)]
+        )
 
     # pyro.infer.MCMC
 
@@ -360,6 +359,8 @@ class SGLD(MCMCKernel):  # type: ignore[misc]
     def diagnostics(self) -> dict[str, Any]:
         steps = max(self.steps, 1)
         return {
-            "steps": self.steps, "mode": self.mode, "temperature": self.temperatures,
+            "steps": self.steps,
+            "mode": self.mode,
+            "temperature": self.temperatures,
             "clipped": {group: float(count) / steps for group, count in self.clipped.items()},
         }

@@ -32,9 +32,7 @@ from bads_ppl.program import Program
 class NetworkSite:
     """The trainable parameters of one module, all in one group, with their priors."""
 
-    def __init__(
-        self, name: str, module: nn.Module, prior: Any, restart: Restart | None
-    ) -> None:
+    def __init__(self, name: str, module: nn.Module, prior: Any, restart: Restart | None) -> None:
         self.name = name
         self.module = module
         self.restart = restart
@@ -52,15 +50,13 @@ class NetworkSite:
         self.decay = None if None in scales else [1 / s**2 for s in scales if s is not None]
 
     def log_prior(self) -> Tensor:
-        """log p(theta), () with its graph."""
+        """Log p(theta), () with its graph."""
         terms = [q.log_prob(p) for q, p in zip(self.priors, self.parameters, strict=True)]
         return torch.stack([term.sum() for term in terms]).sum()
 
     def gradients(self) -> list[Tensor]:
         """Gradient of the potential in each parameter, the closed-form prior included."""
-        grads = [
-            torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters
-        ]
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
         if self.decay is not None:
             values = [p.detach() for p in self.parameters]
             if len(set(self.decay)) == 1:
@@ -251,10 +247,13 @@ class Latents:
         """The potential () with all priors, without graph and without the companion's terms."""
         with torch.no_grad(), pyro.validation_enabled(False), _Evaluate(self) as run:
             self.program(train, meta)
-            log_joint = torch.stack([
-                term.sum() for name, term in zip(run.names, run.log_probs, strict=True)
-                if not name.startswith("auxiliary")
-            ]).sum()
+            log_joint = torch.stack(
+                [
+                    term.sum()
+                    for name, term in zip(run.names, run.log_probs, strict=True)
+                    if not name.startswith("auxiliary")
+                ]
+            ).sum()
             for network in self.networks.values():
                 if network.restart is None:
                     log_joint = log_joint + network.log_prior()
@@ -323,9 +322,7 @@ class Latents:
                 torch._foreach_copy_(network.parameters, other.parameters)
             else:
                 torch._foreach_lerp_(network.parameters, other.parameters, restart.share)
-            for mine, theirs in zip(
-                network.module.buffers(), other.module.buffers(), strict=True
-            ):
+            for mine, theirs in zip(network.module.buffers(), other.module.buffers(), strict=True):
                 mine.copy_(theirs)
 
     def drop_pending(self) -> None:
@@ -545,5 +542,3 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         module.train(was)
-
-

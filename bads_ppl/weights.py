@@ -27,8 +27,10 @@ SITE = "w"
 class Weights(Protocol):
     """What programs ask of a source of weights."""
 
-    needs_features: bool
-    """Whether `sample` wants the network's top-layer embedding of the batch."""
+    @property
+    def needs_features(self) -> bool:
+        """Whether `sample` wants the network's top-layer embedding of the batch."""
+        ...
 
     def sample(self, train: Batch, plate: ScaledPlate, features: Tensor | None) -> Tensor:
         """The weights (B,) of the batch's rows; enters `plate` for what is local to a row."""
@@ -56,13 +58,11 @@ class InstanceWeights:
         if not 0 < self.mean < 1:
             raise InputError(f"the prior mean of a weight must be in (0, 1), got {self.mean}")
 
-    def sample(
-        self, train: Batch, plate: ScaledPlate, features: Tensor | None = None
-    ) -> Tensor:
+    def sample(self, train: Batch, plate: ScaledPlate, features: Tensor | None = None) -> Tensor:
         a = torch.tensor(self.concentration, device=train.target.device)
         prior = dist.Beta(a, a * (1 - self.mean) / self.mean, validate_args=False)
         with plate:
-            w: Tensor = pyro.sample(SITE, prior, infer={"initial": self.mean})
+            w: Tensor = pyro.sample(SITE, prior, infer={"initial": self.mean})  # type: ignore[arg-type]
         return w
 
 
@@ -82,7 +82,11 @@ class WeightNetwork(nn.Module):
     needs_features = True
 
     def __init__(
-        self, features: int, classes: int = 0, *, initial: float = 0.5,
+        self,
+        features: int,
+        classes: int = 0,
+        *,
+        initial: float = 0.5,
         prior: NetworkPrior | None = None,
     ) -> None:
         super().__init__()
@@ -122,8 +126,6 @@ class FixedWeights:
     values: Tensor
     needs_features: bool = False
 
-    def sample(
-        self, train: Batch, plate: ScaledPlate, features: Tensor | None = None
-    ) -> Tensor:
+    def sample(self, train: Batch, plate: ScaledPlate, features: Tensor | None = None) -> Tensor:
         with plate:
             return pyro.deterministic(SITE, self.values[train.index], event_dim=0)

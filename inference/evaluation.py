@@ -32,8 +32,15 @@ class TaskMonitor(ThetaMonitor):
     """
 
     def __init__(
-        self, network: nn.Module, loss: Loss, train: Data, meta: Data, test: Data,
-        groups: dict[str, Tensor], weights: Callable[[SGLD], Tensor], classes: int,
+        self,
+        network: nn.Module,
+        loss: Loss,
+        train: Data,
+        meta: Data,
+        test: Data,
+        groups: dict[str, Tensor],
+        weights: Callable[[SGLD], Tensor],
+        classes: int,
     ) -> None:
         super().__init__(network, loss, train, meta, {"test": test})
         self.test = test
@@ -45,10 +52,12 @@ class TaskMonitor(ThetaMonitor):
     @torch.no_grad()
     def on_evaluate(self, kernel: SGLD, *, burnt_in: bool) -> dict[str, float]:
         with evaluation_mode(self.network):
-            logits = torch.cat([
-                self.network(self.test.batch(rows).input)
-                for rows in torch.arange(len(self.test), device=self.test.device).split(2048)
-            ])
+            logits = torch.cat(
+                [
+                    self.network(self.test.batch(rows).input)
+                    for rows in torch.arange(len(self.test), device=self.test.device).split(2048)
+                ]
+            )
         if burnt_in:
             self.sum += logits.softmax(dim=1)
             self.count += 1

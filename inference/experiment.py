@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import logging
 import platform
-import resource
 import shutil
 import sys
 from dataclasses import dataclass
@@ -65,23 +64,30 @@ def run(config: DictConfig, choices: Choices) -> dict[str, Any]:
         Stopped: after SIGINT or SIGTERM, with a checkpoint.
     """
     device = resolve_device(config.device)
-    sparsity = SparsityPrior(config.sparsity, config.prior.sparsity_scale, config.prior.total)
     plan = Plan(
-        config.steps, config.burn_in, config.thinning, config.evaluate_every,
+        config.steps,
+        config.burn_in,
+        config.thinning,
+        config.evaluate_every,
         checkpoint_seconds=config.checkpoint_seconds,
     )
     build = method(choices.method)
     task: Task = instantiate(
         config.task.data, root=config.data.root, source=config.data.source, seed=config.seed
     )
+    if config.sparsity is None:
+        config.sparsity = task.sparsity
+    sparsity = SparsityPrior(config.sparsity, config.prior.sparsity_scale, config.prior.total)
     setup = build(
-        task, model=instantiate(config.model),
-        weights=instantiate(config.weights.build, classes=task.classes), sparsity=sparsity,
-        impact=Impact(**config.impact), names=(choices.model, choices.weights), seed=config.seed,
+        task,
+        model=instantiate(config.model),
+        weights=instantiate(config.weights.build, classes=task.classes),
+        sparsity=sparsity,
+        impact=Impact(**config.impact),
+        names=(choices.model, choices.weights),
+        seed=config.seed,
     )
     folder = prepare_folder(Path(run_dir(config, choices, setup)), config)
-    for warning in task.warnings:
-        log.warning(warning)
     results = _chains(config, choices, task, setup, plan, device, folder)
     return _report(config, choices, task, setup, results, folder)
 
@@ -135,7 +141,7 @@ def settings(config: DictConfig) -> dict[str, Any]:
 def _check_same_settings(path: Path, config: DictConfig) -> None:
     try:
         before = settings(OmegaConf.load(path))  # type: ignore[arg-type]
-    except Exception as error:  # noqa: BLE001 - YAML and OmegaConf share no base class
+    except Exception as error:
         raise InputError(f"{path} cannot be read ({error}): the run cannot be resumed") from error
     now = settings(config)
     for name in sorted(before.keys() | now.keys()):
@@ -148,8 +154,13 @@ def _check_same_settings(path: Path, config: DictConfig) -> None:
 
 
 def _chains(
-    config: DictConfig, choices: Choices, task: Task, setup: Setup, plan: Plan,
-    device: torch.device, folder: Path,
+    config: DictConfig,
+    choices: Choices,
+    task: Task,
+    setup: Setup,
+    plan: Plan,
+    device: torch.device,
+    folder: Path,
 ) -> list[ChainResult]:
     train, meta, test = setup.train.to(device), task.meta.to(device), task.test.to(device)
     backbone = instantiate(config.backbone)
@@ -172,8 +183,17 @@ def _chains(
         return kernel, monitor
 
     return run_chains(
-        make, train, meta, plan=plan, folder=folder, chains=config.chains, seed=config.seed,
-        settings=settings(config), resume=config.resume, target=config.sparsity, weights=weights,
+        make,
+        train,
+        meta,
+        plan=plan,
+        folder=folder,
+        chains=config.chains,
+        seed=config.seed,
+        settings=settings(config),
+        resume=config.resume,
+        target=config.sparsity,
+        weights=weights,
         size=len(task.train),
     )
 
@@ -193,13 +213,15 @@ def make_sampler(config: DictConfig, task: Task, setup: Setup) -> partial[SGLD]:
     elif train_batch is not None and len(setup.train) < len(task.train):
         train_batch = min(train_batch, len(setup.train))  # a baseline may train on fewer points
     sampler: partial[SGLD] = instantiate(config.sampler, train_batch=train_batch)
-    return partial(
-        sampler, step_size=step_size, temperature=temperature, minibatches=minibatches
-    )
+    return partial(sampler, step_size=step_size, temperature=temperature, minibatches=minibatches)
 
 
 def _report(
-    config: DictConfig, choices: Choices, task: Task, setup: Setup, chains: list[ChainResult],
+    config: DictConfig,
+    choices: Choices,
+    task: Task,
+    setup: Setup,
+    chains: list[ChainResult],
     folder: Path,
 ) -> dict[str, Any]:
     metrics = [row for chain in chains for row in chain.metrics]
@@ -211,20 +233,31 @@ def _report(
         group[mask.numpy()] = name
     mode = "fixed" if setup.fixed is not None else config.sampler.mode
     selection = Selection.from_draws(
-        task.train.ids.numpy(), [chain.draws.w for chain in chains], mode=mode,
+        task.train.ids.numpy(),
+        [chain.draws.w for chain in chains],
+        mode=mode,
         columns={"group": group, "label": label},
     )
     selection.to_parquet(folder / "weights.parquet")
     model, weights = setup.names
     about = {
-        "task": choices.task, "dataset": task.dataset, "method": choices.method, "model": model,
-        "weights": weights, "sampler": choices.sampler, "preset": choices.preset,
-        "mode": mode, "temperature": config.method.temperature, "seed": config.seed,
+        "task": choices.task,
+        "dataset": task.dataset,
+        "method": choices.method,
+        "model": model,
+        "weights": weights,
+        "sampler": choices.sampler,
+        "preset": choices.preset,
+        "mode": mode,
+        "temperature": config.method.temperature,
+        "seed": config.seed,
     }
     save(
         to_arviz(
-            [chain.draws for chain in chains], ids=task.train.ids.numpy(),
-            constant_data={"group": group.astype(str), "label": label}, attrs=about,
+            [chain.draws for chain in chains],
+            ids=task.train.ids.numpy(),
+            constant_data={"group": group.astype(str), "label": label},
+            attrs=about,
         ),
         folder / "posterior.nc",
     )
@@ -232,25 +265,34 @@ def _report(
     steps = sum(chain.kernel.steps for chain in chains)
     seconds = sum(chain.seconds for chain in chains)
     results = {
-        **about, "run_dir": str(folder), "steps": config.steps, "chains": config.chains, "sparsity": config.sparsity,
+        **about,
+        "run_dir": str(folder),
+        "steps": config.steps,
+        "chains": config.chains,
+        "sparsity": config.sparsity,
         "settings": OmegaConf.to_container(config.task, resolve=True),
         "test": {
             "accuracy": predictive_accuracy(chains, task.test.target),
-            "accuracy_last": float(np.mean([chain.metrics[-1]["test.accuracy"] for chain in chains])),
+            "accuracy_last": float(
+                np.mean([chain.metrics[-1]["test.accuracy"] for chain in chains])
+            ),
             "count": len(task.test),
         },
         "groups": {
             name: {
                 "mean_weight": float(selection.mean[mask.numpy()].mean()),
-                "count": int(mask.sum()), "high": name in task.high,
+                "count": int(mask.sum()),
+                "high": name in task.high,
             }
             for name, mask in task.groups.items()
         },
         "cost": {
-            "seconds": seconds, "ms_per_step": 1000 * seconds / steps,
-            "peak_memory_mib": peak_memory_mib(task_device(chains)),
+            "seconds": seconds,
+            "ms_per_step": 1000 * seconds / steps,
+            "peak_memory_mib": peak_memory_mib(chains[0].kernel.train.device),
         },
-        "versions": versions(), "warnings": list(task.warnings),
+        "versions": versions(),
+        "warnings": list(task.warnings),
     }
     with atomic_path(folder / RESULTS) as path:
         path.write_text(json.dumps(results, indent=2) + "\n")
@@ -265,17 +307,17 @@ def _draw_plots(
     plots.save(plots.accuracy_over_steps(metrics), folder / "test_accuracy.png")
     plots.save(plots.weights_by_group_over_steps(metrics, groups), folder / "weights_by_group.png")
     masks = {name: mask.numpy() for name, mask in task.groups.items()}
-    plots.save(plots.weight_histogram(selection.mean, masks, groups), folder / "weight_histogram.png")
-
-
-def task_device(chains: list[ChainResult]) -> torch.device:
-    return chains[0].kernel.train.device
+    plots.save(
+        plots.weight_histogram(selection.mean, masks, groups), folder / "weight_histogram.png"
+    )
 
 
 def peak_memory_mib(device: torch.device) -> float:
     """Largest memory in use so far: of the device's allocator on CUDA, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource  # Unix only
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 

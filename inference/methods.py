@@ -50,8 +50,14 @@ class Setup:
 
 
 def bads(
-    task: Task, *, model: Model, weights: Callable[[nn.Module], Weights], sparsity: SparsityPrior,
-    impact: Impact, names: tuple[str, str], **_: Any,
+    task: Task,
+    *,
+    model: Model,
+    weights: Callable[[nn.Module], Weights],
+    sparsity: SparsityPrior,
+    impact: Impact,
+    names: tuple[str, str],
+    **_: Any,
 ) -> Setup:
     """Bayesian data point selection: weights are latent."""
     points = sparsity.target(len(task.train)) + len(task.meta)
@@ -76,8 +82,13 @@ def random_select(task: Task, *, sparsity: SparsityPrior, seed: int, **_: Any) -
     weights = torch.zeros(len(task.train))
     weights[chosen] = 1.0
     return Setup(
-        joint, _always(FixedWeights(torch.ones(count))), None, Impact(),
-        count + len(task.meta), task.train.subset(chosen), weights,
+        joint,
+        _always(FixedWeights(torch.ones(count))),
+        None,
+        Impact(),
+        count + len(task.meta),
+        task.train.subset(chosen),
+        weights,
     )
 
 
@@ -90,9 +101,7 @@ def dup_meta(task: Task, **_: Any) -> Setup:
 def _fixed(task: Task, weights: Tensor, impact: Impact | None = None) -> Setup:
     impact = impact or Impact()
     points = float(weights.sum()) + impact.meta * len(task.meta)
-    return Setup(
-        joint, _always(FixedWeights(weights)), None, impact, points, task.train, weights
-    )
+    return Setup(joint, _always(FixedWeights(weights)), None, impact, points, task.train, weights)
 
 
 def _always(weights: FixedWeights) -> Callable[[nn.Module], Weights]:
@@ -131,7 +140,11 @@ def instance_weights(
 
 
 def network_weights(
-    network: nn.Module, *, classes: int, label: bool = False, initial: float = 0.5,
+    network: nn.Module,
+    *,
+    classes: int,
+    label: bool = False,
+    initial: float = 0.5,
     prior_scale: float = 1.0,
 ) -> Weights:
     """A linear layer on the network's embedding (`weights=network`), on the network's device."""

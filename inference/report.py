@@ -21,7 +21,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
-import yaml  # type: ignore[import-untyped]
+import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -275,7 +275,8 @@ def _metric(results: Mapping[str, Any]) -> str | None:
     if not isinstance(test, Mapping):
         return None
     names = [
-        str(name) for name, value in test.items()
+        str(name)
+        for name, value in test.items()
         if isinstance(value, int | float) and name != "count" and not str(name).endswith("_last")
     ]
     return "accuracy" if "accuracy" in names else next(iter(names), None)
@@ -316,7 +317,8 @@ def method_settings(run: Run) -> dict[str, Any]:
     """Settings that make this method another one: all but the task's, seeds, and places."""
     flat = flatten({k: v for k, v in run.config.items() if str(k) not in _NO_SETTING})
     return {
-        name: value for name, value in flat.items()
+        name: value
+        for name, value in flat.items()
         if name.rpartition(".")[2] != "seed"
         and (not name.startswith("task.") or name == "task.sparsity")
     } | {name: run.value(name) for name in ("sampler", "preset") if run.value(name) is not None}
@@ -372,7 +374,8 @@ def _section(runs: list[Run]) -> Section:
             warnings[str(warning)] = warnings.get(str(warning), 0) + 1
     groups = {
         str(name): group.get("high") if isinstance(group, Mapping) else None
-        for run in runs for name, group in (run.value("groups") or {}).items()
+        for run in runs
+        for name, group in (run.value("groups") or {}).items()
     }
     by_arm = f"Test {metric} by method. Dot: seed; line: mean; bar: its 95 % t interval."
     over_steps = f"Test {metric} over steps. Line: mean over seeds; band: lowest to highest seed."
@@ -380,8 +383,13 @@ def _section(runs: list[Run]) -> Section:
     if any(_curve(run, metric) for run in runs):
         figures.append((over_steps, score_over_steps(arms, metric)))
     return Section(
-        str(runs[0].value("task")), str(runs[0].value("dataset") or "unnamed data"),
-        task_settings(runs[0]), metric, arms, groups, warnings,
+        str(runs[0].value("task")),
+        str(runs[0].value("dataset") or "unnamed data"),
+        task_settings(runs[0]),
+        metric,
+        arms,
+        groups,
+        warnings,
         [(title, _figure_uri(figure)) for title, figure in figures],
         _differing([method_settings(arm.runs[0]) for arm in arms]),
     )
@@ -418,9 +426,9 @@ def paired_difference(arm: Arm, other: Arm) -> Estimate | None:
     """Score of `arm` minus that of `other` over the seeds of both; None if they share none."""
     name = f"test.{arm.metric}"
     shared = arm.seeds.keys() & other.seeds.keys()
-    estimate = Estimate.of([
-        arm.seeds[seed].number(name) - other.seeds[seed].number(name) for seed in shared
-    ])
+    estimate = Estimate.of(
+        [arm.seeds[seed].number(name) - other.seeds[seed].number(name) for seed in shared]
+    )
     return estimate if estimate.count else None
 
 
@@ -434,7 +442,11 @@ def score_by_arm(arms: Sequence[Arm], metric: str) -> Figure:
         score = arm.score
         if score.has_interval:
             axes.plot(
-                [score.low, score.high], [row, row], color=arm.colour, linewidth=10, alpha=0.25,
+                [score.low, score.high],
+                [row, row],
+                color=arm.colour,
+                linewidth=10,
+                alpha=0.25,
                 solid_capstyle="butt",
             )
         values = [run.number(f"test.{metric}") for run in arm.runs]
@@ -458,12 +470,20 @@ def score_over_steps(arms: Sequence[Arm], metric: str) -> Figure:
         steps = sorted({step for curve in curves for step in curve})
         found = [[c[step] for c in curves if step in c] for step in steps]
         axes.fill_between(
-            steps, [min(v) for v in found], [max(v) for v in found], color=arm.colour,
-            alpha=0.15, linewidth=0,
+            steps,
+            [min(v) for v in found],
+            [max(v) for v in found],
+            color=arm.colour,
+            alpha=0.15,
+            linewidth=0,
         )
         axes.plot(
-            steps, [float(np.mean(v)) for v in found], color=arm.colour, linestyle=arm.style,
-            label=arm.label, linewidth=2.4 if arm.best else 1.5,
+            steps,
+            [float(np.mean(v)) for v in found],
+            color=arm.colour,
+            linestyle=arm.style,
+            label=arm.label,
+            linewidth=2.4 if arm.best else 1.5,
             marker="o" if len(steps) == 1 else "",
         )
     _finish(axes, metric, axes.yaxis)
@@ -534,15 +554,21 @@ def render(runs: Sequence[Run]) -> str:
     """The page about these runs, as HTML."""
     sections = make_sections(runs)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATE.parent), autoescape=True,
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(TEMPLATE.parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"percent": _percent, "short": _short}
     finished = [run for run in runs if run.results is not None]
-    versions = sorted({
-        f"{name} {version}" for run in finished
-        for name, version in (run.value("versions") or {}).items()
-    })
+    versions = sorted(
+        {
+            f"{name} {version}"
+            for run in finished
+            for name, version in (run.value("versions") or {}).items()
+        }
+    )
     return environment.get_template(TEMPLATE.name).render(
         sections=sections,
         runs=runs,

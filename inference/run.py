@@ -39,7 +39,7 @@ class Schema:
     seed: int = 0
     steps: int = 1
     chains: int = 1
-    sparsity: float = 0.1
+    sparsity: float | None = None
     burn_in: int | None = None
     thinning: int = 1
     evaluate_every: int | None = None

@@ -33,6 +33,7 @@ class Task:
         classes: number of classes.
         groups: name to (N_t,) bool mask; disjoint groups of train points.
         high: names of the groups whose weights should be high; those of the others, low.
+        sparsity: the share of train points to select unless the user says otherwise.
         warnings: what a reader of the results must know.
     """
 
@@ -44,6 +45,7 @@ class Task:
     classes: int
     groups: dict[str, Tensor]
     high: tuple[str, ...]
+    sparsity: float
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -52,7 +54,12 @@ class Task:
 
 
 def mnist(
-    *, root: str, source: str, seed: int, meta_per_class: int = 25, frequent: int = 4975,
+    *,
+    root: str,
+    source: str,
+    seed: int,
+    meta_per_class: int = 25,
+    frequent: int = 4975,
     rare: int = 25,
 ) -> Task:
     """Four against nine: `frequent` nines and `rare` fours to train on (the paper's balancing).
@@ -61,28 +68,50 @@ def mnist(
     """
     splits = load_mnist(Path(root), source)
     return _balancing(
-        "mnist", splits, {4: rare, 9: frequent}, rare_classes=(4,), meta_per_class=meta_per_class,
+        "mnist",
+        splits,
+        {4: rare, 9: frequent},
+        rare_classes=(4,),
+        meta_per_class=meta_per_class,
         seed=seed,
+        select=1,
     )
 
 
 def mnist10(
-    *, root: str, source: str, seed: int, meta_per_class: int = 10, frequent: int = 2000,
+    *,
+    root: str,
+    source: str,
+    seed: int,
+    meta_per_class: int = 10,
+    frequent: int = 2000,
     rare: int = 20,
 ) -> Task:
     """Ten classes, of which the even digits have `rare` train points and the odd `frequent`."""
     splits = load_mnist(Path(root), source)
     counts = {digit: rare if digit % 2 == 0 else frequent for digit in range(10)}
     return _balancing(
-        "mnist10", splits, counts, rare_classes=(0, 2, 4, 6, 8), meta_per_class=meta_per_class,
+        "mnist10",
+        splits,
+        counts,
+        rare_classes=(0, 2, 4, 6, 8),
+        meta_per_class=meta_per_class,
         seed=seed,
+        select=2,
     )
 
 
 def _balancing(
-    name: str, splits: ImageSplits, counts: dict[int, int], *, rare_classes: Sequence[int],
-    meta_per_class: int, seed: int,
+    name: str,
+    splits: ImageSplits,
+    counts: dict[int, int],
+    *,
+    rare_classes: Sequence[int],
+    meta_per_class: int,
+    seed: int,
+    select: int,
 ) -> Task:
+    """The task that plants rare classes; selects `select` times as many points as are rare."""
     digits = sorted(counts)
     asked = [("task.meta_per_class", meta_per_class)]
     asked += [("task.rare or task.frequent", n) for n in counts.values()]
@@ -124,19 +153,24 @@ def _balancing(
         return Data(normalise(images[index]), new_label[labels[index]], index, name=what)
 
     return Task(
-        name, splits.name,
+        name,
+        splits.name,
         data(splits.train_images, splits.train_labels, train_index, "train"),
         data(splits.train_images, splits.train_labels, meta_index, "meta"),
         data(splits.test_images, splits.test_labels, test_index, "test"),
-        len(digits), {"rare": is_rare, "frequent": ~is_rare}, ("rare",), warnings,
+        len(digits),
+        {"rare": is_rare, "frequent": ~is_rare},
+        ("rare",),
+        select * int(is_rare.sum()) / len(is_rare),
+        warnings,
     )
 
 
 def _scaled(counts: dict[int, int], splits: ImageSplits, meta_per_class: int) -> dict[int, int]:
-    """The same imbalance at the size that a smaller source allows, rare classes of 2 at least."""
+    """The same imbalance at the size that a smaller source allows, rare classes of 5 at least."""
     have = {d: int((splits.train_labels == d).sum()) - meta_per_class for d in counts}
     factor = min([1.0] + [have[d] / n for d, n in counts.items()])
-    return {d: max(int(n * factor), min(n, 2)) for d, n in counts.items()}
+    return {d: max(int(n * factor), min(n, 5)) for d, n in counts.items()}
 
 
 def normalise(images: Tensor) -> Tensor:

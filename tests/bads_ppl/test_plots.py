@@ -15,8 +15,11 @@ GROUPS = {"rare": True, "frequent": False}
 def make_metrics(chains=3):
     return [
         {
-            "chain": chain, "step": step, "test.accuracy": 0.5 + 0.001 * step + 0.01 * chain,
-            "groups.rare.mean_weight": 0.1 * (chain + 1), "groups.frequent.mean_weight": 0.05,
+            "chain": chain,
+            "step": step,
+            "test.accuracy": 0.5 + 0.001 * step + 0.01 * chain,
+            "groups.rare.mean_weight": 0.1 * (chain + 1),
+            "groups.frequent.mean_weight": 0.05,
         }
         for chain in range(chains)
         for step in (100, 200, 300)
@@ -31,7 +34,8 @@ def test_weights_by_group_shows_the_mean_and_the_band_over_chains():
     band = axes.collections[0].get_paths()[0].vertices[:, 1]
     assert band.min() == pytest.approx(0.1) and band.max() == pytest.approx(0.3)
     assert [t.get_text() for t in axes.get_legend().get_texts()] == [
-        "rare (should be high)", "frequent (should be low)",
+        "rare (should be high)",
+        "frequent (should be low)",
     ]
     red, _, blue = to_rgb(rare.get_color())
     assert blue > red
@@ -40,9 +44,7 @@ def test_weights_by_group_shows_the_mean_and_the_band_over_chains():
 
 
 def test_groups_of_a_kind_differ_in_shade_and_in_style():
-    metrics = [
-        {"chain": 0, "step": 1, "groups.a.mean_weight": 0.1, "groups.b.mean_weight": 0.2}
-    ]
+    metrics = [{"chain": 0, "step": 1, "groups.a.mean_weight": 0.1, "groups.b.mean_weight": 0.2}]
     (axes,) = plots.weights_by_group_over_steps(metrics, {"a": False, "b": False}).axes
     first, second = axes.lines
     assert first.get_color() != second.get_color()

@@ -36,8 +36,14 @@ def make_chains():
 
 def make_posterior(**settings):
     constant = {"group": np.array(["rare", "", "often"], dtype=object), "label": [0, 1, 1]}
-    attrs = {"mode": "calibrated", "seed": 3, "temperature": np.float64(0.5),
-             "versions": {"torch": "2"}, "resumed": True, "auxiliary": None}
+    attrs = {
+        "mode": "calibrated",
+        "seed": 3,
+        "temperature": np.float64(0.5),
+        "versions": {"torch": "2"},
+        "resumed": True,
+        "auxiliary": None,
+    }
     return to_arviz(make_chains(), ids=IDS, constant_data=constant, attrs=attrs, **settings)
 
 

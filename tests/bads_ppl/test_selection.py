@@ -187,7 +187,12 @@ class TestTaking:
         frame = make_selection().to_frame()
         assert frame.index.name == "id" and frame.index.tolist() == IDS.tolist()
         assert frame.columns.tolist() == [
-            "mean", "sd", "probability", "rank_low", "rank_high", "group",
+            "mean",
+            "sd",
+            "probability",
+            "rank_low",
+            "rank_high",
+            "group",
         ]
 
     def test_parquet_gives_back_the_same_selection(self, tmp_path):

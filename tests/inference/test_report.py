@@ -23,24 +23,38 @@ def write_run(root, method="bads", seed=0, accuracy=0.9, *, task="mnist", settin
     folder = root / task / str(results.get("dataset", "mnist")) / name / f"seed{seed}"
     (folder / "plots").mkdir(parents=True)
     config = {
-        "seed": seed, "steps": 200, "run_dir": None, "device": "cpu",
+        "seed": seed,
+        "steps": 200,
+        "run_dir": None,
+        "device": "cpu",
         "task": {"meta_per_class": 25, "data": {"seed": seed}},
         "model": {"auxiliary": "restarted", **dict(settings)},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     metrics = [
         {"chain": chain, "step": step, "test.accuracy": accuracy - 0.1 / step}
-        for chain in range(2) for step in (100, 200)
+        for chain in range(2)
+        for step in (100, 200)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
     content = {
-        "task": task, "dataset": "mnist", "method": method, "seed": seed, "steps": 200,
-        "model": "joint" if method == "bads" else "none", "chains": 2, "sparsity": 0.005,
-        "weights": "instance" if method == "bads" else "fixed", "sampler": "sgld",
-        "settings": config["task"], "test": {"accuracy": accuracy, "accuracy_last": accuracy},
+        "task": task,
+        "dataset": "mnist",
+        "method": method,
+        "seed": seed,
+        "steps": 200,
+        "model": "joint" if method == "bads" else "none",
+        "chains": 2,
+        "sparsity": 0.005,
+        "weights": "instance" if method == "bads" else "fixed",
+        "sampler": "sgld",
+        "settings": config["task"],
+        "test": {"accuracy": accuracy, "accuracy_last": accuracy},
         "groups": {"rare": {"mean_weight": 0.8, "count": 25, "high": True}},
         "cost": {"seconds": 12.5, "ms_per_step": 3.25, "peak_memory_mib": 801.0},
-        "versions": {"torch": "9.8.7"}, "warnings": [], **results,
+        "versions": {"torch": "9.8.7"},
+        "warnings": [],
+        **results,
     }
     (folder / "results.json").write_text(json.dumps(content))
     return folder
@@ -109,7 +123,8 @@ class TestGrouping:
             write_run(tmp_path, seed=seed, settings={"auxiliary": "persistent"})
         (section,) = make_sections(find_runs(tmp_path))
         assert sorted(arm.variant["auxiliary"] for arm in section.arms) == [
-            "persistent", "restarted",
+            "persistent",
+            "restarted",
         ]
         assert section.differing == ["model.auxiliary"]
         assert [arm.score.count for arm in section.arms] == [2, 2]
@@ -139,8 +154,11 @@ class TestPage:
 
     def test_page_needs_no_other_file(self, tmp_path):
         folder = write_run(tmp_path)
-        plots.save(plots.accuracy_over_steps([{"chain": 0, "step": 1, "test.accuracy": 0.5}]),
-                   folder / "plots" / "test_accuracy.png", dpi=30)
+        plots.save(
+            plots.accuracy_over_steps([{"chain": 0, "step": 1, "test.accuracy": 0.5}]),
+            folder / "plots" / "test_accuracy.png",
+            dpi=30,
+        )
         page = render(find_runs(tmp_path))
         sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
         assert sources and all(s.startswith(("data:image/", "#")) for s in sources)
