@@ -14,6 +14,7 @@ from bads_ppl.program import Impact, Model, Parts, bind
 from bads_ppl.select import select
 from bads_ppl.selection import Selection
 from bads_ppl.sgld import SGLD
+from bads_ppl.snapshots import Snapshots
 from bads_ppl.weights import FixedWeights, InstanceWeights, WeightNetwork
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Parts",
     "Plan",
     "Selection",
+    "Snapshots",
     "SparsityPrior",
     "Stopped",
     "WeightNetwork",

@@ -34,6 +34,7 @@ from bads_ppl.errors import InputError
 from bads_ppl.losses import Loss
 from bads_ppl.sgld import SGLD
 from bads_ppl.sites import evaluation_mode
+from bads_ppl.snapshots import save_snapshot
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Plan:
         steps: length of the chain.
         burn_in: steps before the first draw; default half of `steps`.
         thinning: steps between draws.
+        snapshots: networks to keep per chain, at draws evenly spaced; 0 keeps none.
         evaluate_every: steps between evaluations (rows of metrics.jsonl); default steps / 20.
         check_every: steps between looks at the state: finite values, progress bar, signals apart.
         checkpoint_seconds: seconds between checkpoints.
@@ -67,6 +69,7 @@ class Plan:
     steps: int = 3000
     burn_in: int | None = None
     thinning: int = 10
+    snapshots: int = 5
     evaluate_every: int | None = None
     check_every: int = 50
     checkpoint_seconds: float = 60.0
@@ -76,6 +79,8 @@ class Plan:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
+        if self.snapshots < 0:
+            raise InputError(f"snapshots must be 0 or more, got {self.snapshots}")
         if not 0 <= self.first < self.steps:
             raise InputError(
                 f"burn_in must be from 0 to steps - 1 = {self.steps - 1}, got {self.burn_in}: "
@@ -96,6 +101,12 @@ class Plan:
     def draws(self) -> int:
         """Draws that a chain makes."""
         return (self.steps - self.first) // self.thinning
+
+    @property
+    def snapshot_draws(self) -> set[int]:
+        """Numbers of the draws, from 1, at which networks are kept."""
+        count = min(self.snapshots, self.draws)
+        return {self.draws * (k + 1) // count for k in range(count)}
 
     @property
     def evaluation_steps(self) -> int:
@@ -300,7 +311,7 @@ class _Runner:
                 folder / CHECKPOINT, {**self.about, "chain": chain}, kernel, monitor
             )
             if state.path.exists():
-                state.load()
+                state.load(self.plan.steps)
             with DrawWriter(folder, self.size, keep=state.draws) as writer:
                 self._loop(chain, state, writer)
         with atomic_path(folder / METRICS) as temporary:
@@ -321,6 +332,8 @@ class _Runner:
             if burnt_in and (step - plan.first) % plan.thinning == 0:
                 w = self.weights(kernel).detach().cpu().numpy()
                 writer.append(w, monitor.on_draw(kernel) | {"step": float(step)})
+                if writer.count in plan.snapshot_draws:
+                    save_snapshot(writer.folder, writer.count, kernel.latents.networks)
             if step % plan.evaluation_steps == 0 or last:
                 row = kernel.report() | monitor.on_evaluate(kernel, burnt_in=burnt_in)
                 state.metrics.append({"chain": chain, "step": step, **row})
@@ -365,7 +378,7 @@ class _ChainState:
         progress = {"draws": self.draws, "seconds": self.seconds, "metrics": self.metrics}
         save_checkpoint(self.path, tensors, {**self.about, **progress})
 
-    def load(self) -> None:
+    def load(self, steps: int) -> None:
         tensors, saved = load_checkpoint(self.path)
         for name, value in json.loads(json.dumps(self.about)).items():
             if saved.get(name) != value:
@@ -378,6 +391,11 @@ class _ChainState:
         def part(prefix: str) -> dict[str, Tensor]:
             return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
+        if int(tensors["kernel/steps"]) > steps:
+            raise InputError(
+                f"checkpoint {self.path} has {int(tensors['kernel/steps'])} steps already, more "
+                f"than the {steps} asked for: raise steps, or use another run_dir"
+            )
         self.kernel.load_state_dict(part("kernel/"))
         self.monitor.load_state_dict(part("monitor/"))
         torch.set_rng_state(tensors["global_generator"])

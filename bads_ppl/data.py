@@ -7,6 +7,7 @@ whole set for a plate to scale the minibatch's terms to the sum over all points.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -183,6 +184,11 @@ class Data:
         """The batch of `rows` (B,), on the device of the data."""
         chosen = tree_map(lambda x: x[rows], self.input)
         return Batch(rows, chosen, self.target[rows], len(self), importance)
+
+    def batches(self, size: int = 2048) -> Iterator[Batch]:
+        """All points in order, `size` at a time."""
+        for rows in torch.arange(len(self), device=self.device).split(size):
+            yield self.batch(rows)
 
     def full(self) -> Batch:
         """All points as one batch, for kernels that take no minibatches (HMC, NUTS)."""

@@ -10,7 +10,8 @@ with its parts bound, `program(train, meta)`: what kernels run.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol
@@ -102,16 +103,11 @@ class Parts:
 
     def forward(self, network: Callable[..., Any], train: Batch, meta: Batch) -> Forward:
         """Losses of the train batch and outputs for the meta batch, in one pass over both."""
-        kept: list[Tensor] = []
-        hook = None
-        if self.weights.needs_features:
-            head = self.head if self.head is not None else last_linear(self.network)
-            hook = head.register_forward_pre_hook(lambda _, args: kept.append(args[0].detach()))
-        try:
+        with ExitStack() as stack:
+            kept: list[Tensor] = []
+            if self.weights.needs_features:
+                kept = stack.enter_context(capture_features(self.network, self.head))
             output = network(join(train.input, meta.input))
-        finally:
-            if hook is not None:
-                hook.remove()
         count = len(train)
         train_loss = self.loss(tree_map(lambda x: x[:count], output), train.target)
         meta_output = tree_map(lambda x: x[count:], output)
@@ -155,6 +151,23 @@ def join(first: Any, second: Any) -> Any:
             f"{[tuple(x.shape[1:]) for x in leaves]} and {[tuple(x.shape[1:]) for x in others]}"
         )
     return form.unflatten([torch.cat(pair) for pair in zip(leaves, others, strict=True)])
+
+
+@contextmanager
+def capture_features(network: nn.Module, head: nn.Module | None = None) -> Iterator[list[Tensor]]:
+    """A list that gets the embedding (B, D), detached, of every forward pass of the network.
+
+    Args:
+        network: the network.
+        head: the layer whose input is the embedding; default the last nn.Linear.
+    """
+    kept: list[Tensor] = []
+    layer = head if head is not None else last_linear(network)
+    hook = layer.register_forward_pre_hook(lambda _, args: kept.append(args[0].detach()))
+    try:
+        yield kept
+    finally:
+        hook.remove()
 
 
 def last_linear(network: nn.Module) -> nn.Linear:

@@ -297,9 +297,8 @@ class SGLD(MCMCKernel):
         if table is not None:
             return table.values()
         meta = self.meta.batch(torch.arange(1, device=self.meta.device))
-        rows = torch.arange(len(self.train), device=self.train.device)
         return torch.cat(
-            [self.latents.values(site, self.train.batch(part), meta) for part in rows.split(chunk)]
+            [self.latents.values(site, batch, meta) for batch in self.train.batches(chunk)]
         )
 
     # pyro.infer.MCMC

@@ -52,12 +52,7 @@ class TaskMonitor(ThetaMonitor):
     @torch.no_grad()
     def on_evaluate(self, kernel: SGLD, *, burnt_in: bool) -> dict[str, float]:
         with evaluation_mode(self.network):
-            logits = torch.cat(
-                [
-                    self.network(self.test.batch(rows).input)
-                    for rows in torch.arange(len(self.test), device=self.test.device).split(2048)
-                ]
-            )
+            logits = torch.cat([self.network(batch.input) for batch in self.test.batches()])
         if burnt_in:
             self.sum += logits.softmax(dim=1)
             self.count += 1

@@ -1,0 +1,125 @@
+"""Networks kept along the chains: predictions, and weights for points that arrive later.
+
+A chain keeps the parameters of all its networks at some of its draws, evenly spaced, as
+safetensors files `snapshot-<draw>.safetensors` in its folder. Averages over them are Monte-Carlo
+estimates over the same chains as the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bads_ppl.atomic import atomic_path
+from bads_ppl.data import Data
+from bads_ppl.errors import InputError
+from bads_ppl.program import capture_features
+from bads_ppl.sites import NetworkSite, evaluation_mode
+from bads_ppl.weights import WeightNetwork
+
+
+def save_snapshot(folder: Path, draw: int, networks: dict[str, NetworkSite]) -> None:
+    """Write the parameters and buffers of a chain's networks, companions left out."""
+    tensors = {
+        f"{name}/{key}": value.detach().cpu().contiguous()
+        for name, site in networks.items()
+        if site.restart is None
+        for key, value in site.module.state_dict().items()
+    }
+    with atomic_path(folder / f"snapshot-{draw:06d}.safetensors") as path:
+        save_file(tensors, path)
+
+
+class Snapshots:
+    """The networks kept by the chains of a run.
+
+    Args:
+        run_dir: the run's folder, with `chain-<k>` below it.
+
+    Raises:
+        InputError: if there are none.
+    """
+
+    def __init__(self, run_dir: str | Path) -> None:
+        self.paths = sorted(Path(run_dir).glob("chain-*/snapshot-*.safetensors"))
+        if not self.paths:
+            raise InputError(
+                f"{run_dir} holds no networks: give the folder of a finished run (run_dir=...), "
+                "made with snapshots of 1 or more"
+            )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def _each(self, **modules: nn.Module) -> Iterator[None]:
+        """Load one snapshot after another into the modules given by group."""
+        for path in self.paths:
+            try:
+                tensors = load_file(path)
+            except (SafetensorError, OSError) as error:
+                raise InputError(f"{path} cannot be read ({error}): it is damaged") from error
+            for name, module in modules.items():
+                state = {
+                    key[len(name) + 1 :]: value
+                    for key, value in tensors.items()
+                    if key.startswith(f"{name}/")
+                }
+                try:
+                    module.load_state_dict(state)
+                except RuntimeError as error:
+                    raise InputError(
+                        f"{path} holds no {name!r} of this shape: give the network (and weights) "
+                        f"of the run. {error}"
+                    ) from error
+            yield
+
+    @torch.no_grad()
+    def predict(
+        self,
+        network: nn.Module,
+        data: Data,
+        link: Callable[[Tensor], Tensor] = lambda output: output.softmax(dim=1),
+    ) -> Tensor:
+        """Posterior predictive: the mean of link(output), (M, ...), over the snapshots.
+
+        Args:
+            network: a network of the run's shape; its parameters are overwritten.
+            data: points to predict, on the network's device; targets are not used.
+            link: outputs to what is averaged; default class probabilities from logits.
+        """
+        total: Tensor | None = None
+        for _ in self._each(theta=network):
+            with evaluation_mode(network):
+                parts = [link(network(batch.input)) for batch in data.batches()]
+            values = torch.cat(parts)
+            total = values if total is None else total + values
+        assert total is not None
+        return total / len(self)
+
+    @torch.no_grad()
+    def weigh(
+        self, network: nn.Module, weights: WeightNetwork, data: Data, head: nn.Module | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean (M,) and standard deviation (M,) of the weights of new points, without retraining.
+
+        Args:
+            network: a network of the run's shape; its parameters are overwritten.
+            weights: a weight network of the run's shape; likewise.
+            data: points to weigh, with their labels where the weight network uses them.
+            head: the layer whose input is the embedding; default the last nn.Linear.
+        """
+        draws = []
+        for _ in self._each(theta=network, phi=weights):
+            parts = []
+            with evaluation_mode(network), capture_features(network, head) as features:
+                for batch in data.batches():
+                    network(batch.input)
+                    parts.append(weights(features.pop(), batch.target))
+            draws.append(torch.cat(parts))
+        stacked = torch.stack(draws)
+        return stacked.mean(dim=0), stacked.std(dim=0, unbiased=False)
