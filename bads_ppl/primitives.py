@@ -31,23 +31,42 @@ class NetworkPrior(Protocol):
 
 @dataclass(frozen=True)
 class Restart:
-    """How a companion network is drawn back to the one it accompanies.
+    """A companion network with a chain of its own, copied from another network now and then.
 
     Attributes:
         network: name of the other network; the companion takes its step size.
-        every: steps between restarts; None: never.
-        share: part of the way back that a restart goes, in (0, 1]; 1 copies the parameters.
+        every: steps between copies; None: the two start at the same values and go their ways.
     """
 
     network: str
     every: int | None = None
-    share: float = 1.0
 
     def __post_init__(self) -> None:
         if self.every is not None and self.every < 1:
-            raise InputError(f"restart_every must be at least 1 step, got {self.every}")
-        if not 0 < self.share <= 1:
-            raise InputError(f"restart_share must be in (0, 1], got {self.share}")
+            raise InputError(f"a companion must restart every 1 or more steps, got {self.every}")
+
+
+@dataclass(frozen=True)
+class Revert:
+    """A companion network at another network's parameters less their recent moves due to a plate.
+
+    After each step it is theta + m, where m <- (1 - 1 / window) m + eta / 2 grad U_plate(theta):
+    to first order where a chain without that plate's terms would be after `window` steps, with no
+    backward pass of its own.
+
+    Attributes:
+        network: name of the other network.
+        plate: the plate whose terms' moves are taken back.
+        window: steps that are looked back on, at least 1.
+    """
+
+    network: str
+    plate: str
+    window: int
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise InputError(f"window must be at least 1 step, got {self.window}")
 
 
 class _WithParameters:
@@ -62,7 +81,7 @@ class _WithParameters:
 
 
 def sample_network(
-    name: str, module: nn.Module, prior: NetworkPrior, *, restart: Restart | None = None
+    name: str, module: nn.Module, prior: NetworkPrior, *, companion: Restart | Revert | None = None
 ) -> Callable[..., Any]:
     """Sample the trainable parameters of `module` at sites "<name>.<parameter>".
 
@@ -70,7 +89,7 @@ def sample_network(
         name: prefix of the sites, and the group by which kernels set a step size.
         module: its parameters with requires_grad=True become latent, the rest stays as it is.
         prior: maps a parameter's name and tensor to its prior distribution.
-        restart: makes this network the companion of another one of the same shape. A stateless
+        companion: makes this network the companion of another one of the same shape. A stateless
             handler ignores it.
 
     Returns:
@@ -79,13 +98,13 @@ def sample_network(
     """
     return cast(
         Callable[..., Any],
-        _network(module, prior, name, restart, name=f"{name}.network"),
+        _network(module, prior, name, companion, name=f"{name}.network"),
     )
 
 
 @effectful(type="network")
 def _network(
-    module: nn.Module, prior: NetworkPrior, prefix: str, restart: Restart | None
+    module: nn.Module, prior: NetworkPrior, prefix: str, companion: Restart | Revert | None
 ) -> _WithParameters:
     values = {
         parameter: pyro.sample(f"{prefix}.{parameter}", prior(parameter, tensor))

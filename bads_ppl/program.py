@@ -101,16 +101,25 @@ class Parts:
         """Theta ~ p(theta), at sites "theta.<parameter>"; returns the network as a callable."""
         return sample_network("theta", self.network, self.prior)
 
-    def forward(self, network: Callable[..., Any], train: Batch, meta: Batch) -> Forward:
-        """Losses of the train batch and outputs for the meta batch, in one pass over both."""
+    def forward(
+        self, network: Callable[..., Any], train: Batch, meta: Batch, *, apart: bool = False
+    ) -> Forward:
+        """Losses of the train batch and outputs for the meta batch.
+
+        In one pass over both; `apart` makes two, where their gradients are needed apart.
+        """
+        count = len(train)
         with ExitStack() as stack:
             kept: list[Tensor] = []
             if self.weights.needs_features:
                 kept = stack.enter_context(capture_features(self.network, self.head))
-            output = network(join(train.input, meta.input))
-        count = len(train)
-        train_loss = self.loss(tree_map(lambda x: x[:count], output), train.target)
-        meta_output = tree_map(lambda x: x[count:], output)
+            if apart:
+                train_output, meta_output = network(train.input), network(meta.input)
+            else:
+                output = network(join(train.input, meta.input))
+                train_output = tree_map(lambda x: x[:count], output)
+                meta_output = tree_map(lambda x: x[count:], output)
+        train_loss = self.loss(train_output, train.target)
         return Forward(train_loss, meta_output, kept[0][:count] if kept else None)
 
     def weigh(self, w: Tensor, loss: Tensor) -> Tensor:

@@ -36,6 +36,9 @@ WEIGHT_STEP = {"w": 0.2, "phi": 1e-3}
 TEMPERATURE = 1e-3
 """Default temperature of theta; that of the weights is 1."""
 
+THETA_CLIP = 0.3
+"""Longest drift of theta in a step; that of a weight's logit is 1."""
+
 
 def select(
     network: nn.Module | Callable[[], nn.Module],
@@ -78,7 +81,7 @@ def select(
         weights: "instance", one latent per point, or "network", a function of the embedding.
         chains: independent chains, at least 1; fewer than 2 cannot tell convergence.
         seed: source of all randomness.
-        plan: length of the chains; default 2,000 steps, half of them burn-in.
+        plan: length of the chains; default 1,500 steps, half of them burn-in.
         step_size: eta by group, in place of the defaults: "theta", and "w" or "phi".
         temperature: T of theta; 1 samples the posterior, less stays closer to its mode.
         sparsity_scale: sigma of (8) in points; default a tenth of the target.
@@ -110,7 +113,7 @@ def select(
         raise InputError(f"weights must be 'instance' or 'network', got {weights!r}")
     group = "w" if weights == "instance" else "phi"
     steps = {"theta": 2 * LEARNING_RATE / points, group: WEIGHT_STEP[group], **(step_size or {})}
-    plan = plan if plan is not None else Plan(2000)
+    plan = plan if plan is not None else Plan(1500)
     first: list[nn.Module] = []
 
     def build(chain: int, generator: torch.Generator) -> tuple[SGLD, ThetaMonitor]:
@@ -129,6 +132,7 @@ def select(
             step_size=steps,
             generator=generator,
             temperature={"theta": temperature},
+            clip={"theta": THETA_CLIP, **({"w": 1.0} if group == "w" else {})},
             train_batch=train_batch,
             meta_batch=meta_batch,
             minibatches="importance" if weights == "instance" else "uniform",

@@ -21,6 +21,7 @@ from torch import Tensor
 from bads_ppl.data import Data
 from bads_ppl.errors import Diverged, InputError
 from bads_ppl.minibatches import ImportanceMinibatches, UniformMinibatches, check_batch_size
+from bads_ppl.primitives import Revert
 from bads_ppl.program import Program
 from bads_ppl.schedules import Schedule, by_group
 from bads_ppl.sites import Latents
@@ -40,7 +41,7 @@ class SGLD(MCMCKernel):
         program: `program(train, meta)`, see `bads_ppl.program`.
         step_size: eta, a number or a schedule, for all groups or per group. Groups are "theta",
             "phi", other networks, and the names of other latent sites such as "w". A companion
-            network falls back on the network it restarts from. For local sites eta is the step
+            network falls back on the network it accompanies. For local sites eta is the step
             of a row when it is visited; with importance minibatches it is multiplied by the row's
             correction, so that being visited more often does not speed a row up.
         temperature: T >= 0, for all groups or per group (1 for groups not named). 1 targets the
@@ -181,13 +182,20 @@ class SGLD(MCMCKernel):
         train = self.train.batch(rows.index, rows.importance)
         meta = self.meta.batch(self.meta_rows.next().index)
         latents = self.latents
-        latents.zero_grad()
-        potential = latents.potential(train, meta)
-        potential.backward()
-        self.potential = potential.detach()
+        self.potential = latents.backward(train, meta)
         with torch.no_grad():
-            for name, network in latents.networks.items():
-                self._move(name, network.parameters, network.gradients())
+            shortened = {
+                name: self._move(name, network.parameters, network.gradients())
+                for name, network in latents.networks.items()
+                if network.moves is None
+            }
+            for network in latents.networks.values():
+                if isinstance(network.companion, Revert) and network.moves is not None:
+                    other = network.companion.network
+                    torch._foreach_mul_(network.moves, 1 - 1 / network.companion.window)
+                    torch._foreach_mul_(network.part, shortened[other])
+                    eta = self.schedules[other](self.steps)
+                    torch._foreach_add_(network.moves, network.part, alpha=0.5 * eta)
             for name, site in latents.globals.items():
                 assert site.value.grad is not None
                 self._move(name, [site.value], [site.value.grad])
@@ -203,20 +211,24 @@ class SGLD(MCMCKernel):
 
     def _move(
         self, group: str, values: list[Tensor], grads: list[Tensor], speed: Tensor | None = None
-    ) -> None:
+    ) -> Tensor | float:
         """Langevin step of one group, in place; `speed` (B,) multiplies eta row by row.
 
         Gradients of rows carry that factor already (it is the rows' importance correction).
+        Returns the factor by which a clip shortened the drift of a network, at most 1.
         """
         eta = self.schedules[group](self.steps)
         bound = self.clips[group]
+        shortened: Tensor | float = 1.0
         if bound is not None:
-            self._clip(group, grads, 2 * bound / eta, by_row=group in self.latents.tables)
+            shortened = self._clip(
+                group, grads, 2 * bound / eta, by_row=group in self.latents.tables
+            )
         torch._foreach_add_(values, grads, alpha=-0.5 * eta)
         calibrated = math.sqrt(eta * self.temperatures[group])
         scale = PAPER_NOISE if self.mode == "paper" else calibrated
         if scale == 0:
-            return
+            return shortened
         count = sum(value.numel() for value in values)
         flat = torch.randn(count, generator=self.generator, device=values[0].device)
         noise = [
@@ -227,17 +239,22 @@ class SGLD(MCMCKernel):
             root = speed.sqrt()
             noise = [part * root.view(-1, *[1] * (part.ndim - 1)) for part in noise]
         torch._foreach_add_(values, noise, alpha=scale)
+        return shortened
 
-    def _clip(self, group: str, grads: list[Tensor], bound: float, *, by_row: bool) -> None:
-        """Bound the gradients in place, and count how often that was needed."""
+    def _clip(
+        self, group: str, grads: list[Tensor], bound: float, *, by_row: bool
+    ) -> Tensor | float:
+        """Bound the gradients in place, and count how often that was needed; see `_move`."""
         if by_row:
             (grad,) = grads
             self.clipped[group] += (grad.abs() > bound).to(grad.dtype).mean()
             grad.clamp_(-bound, bound)
-        else:
-            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-            self.clipped[group] += norm > bound
-            torch._foreach_mul_(grads, (bound / (norm + 1e-12)).clamp(max=1.0))
+            return 1.0
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        self.clipped[group] += norm > bound
+        shortened: Tensor = (bound / (norm + 1e-12)).clamp(max=1.0)
+        torch._foreach_mul_(grads, shortened)
+        return shortened
 
     # what the outside sees
 

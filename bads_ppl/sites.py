@@ -25,17 +25,19 @@ from torch.distributions import biject_to
 
 from bads_ppl.data import Batch
 from bads_ppl.errors import InputError
-from bads_ppl.primitives import Restart
+from bads_ppl.primitives import Restart, Revert
 from bads_ppl.program import Program
 
 
 class NetworkSite:
     """The trainable parameters of one module, all in one group, with their priors."""
 
-    def __init__(self, name: str, module: nn.Module, prior: Any, restart: Restart | None) -> None:
+    def __init__(
+        self, name: str, module: nn.Module, prior: Any, companion: Restart | Revert | None
+    ) -> None:
         self.name = name
         self.module = module
-        self.restart = restart
+        self.companion = companion
         named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         if not named:
             raise InputError(
@@ -48,6 +50,12 @@ class NetworkSite:
         # The score of a zero-mean Gaussian with one scale is theta / scale^2: no autograd needed.
         scales = [zero_mean_scale(prior) for prior in self.priors]
         self.decay = None if None in scales else [1 / s**2 for s in scales if s is not None]
+        self.moves: list[Tensor] | None = None  # of a Revert companion: m, theta' = theta + m
+        self.part: list[Tensor] = []  # of a Revert companion: the plate's share of the gradient
+        if isinstance(companion, Revert):
+            self.moves = [torch.zeros_like(p) for p in self.parameters]
+            for parameter in self.parameters:
+                parameter.requires_grad_(False)  # no backward pass of its own
 
     def log_prior(self) -> Tensor:
         """Log p(theta), () with its graph."""
@@ -212,10 +220,10 @@ class Latents:
         if not (latents.networks or latents.globals or latents.tables):
             raise InputError("the program has no latent site: sample at least the network")
         for network in latents.networks.values():
-            restart = network.restart
-            if restart is not None and restart.network not in latents.networks:
+            companion = network.companion
+            if companion is not None and companion.network not in latents.networks:
                 raise InputError(
-                    f"network {network.name!r} restarts from {restart.network!r}, not a network "
+                    f"network {network.name!r} accompanies {companion.network!r}, not a network "
                     f"of the program: it has {sorted(latents.networks)}"
                 )
         return latents
@@ -223,10 +231,20 @@ class Latents:
     def groups(self) -> dict[str, str | None]:
         """Names of the groups that take a step size, with the group each falls back on."""
         found: dict[str, str | None] = {
-            name: site.restart.network if site.restart else None
+            name: site.companion.network if site.companion else None
             for name, site in self.networks.items()
+            if site.moves is None
         }
         return found | dict.fromkeys([*self.globals, *self.tables])
+
+    def _evaluate(self, train: Batch, meta: Batch) -> _Evaluate:
+        with pyro.validation_enabled(False), _Evaluate(self) as run:
+            self.program(train, meta)
+        for network in self.networks.values():
+            if network.decay is None and network.moves is None:
+                run.add(f"{network.name}.prior", network.log_prior(), frozenset())
+        self.terms = run.terms
+        return run
 
     def potential(self, train: Batch, meta: Batch) -> Tensor:
         """Minibatch estimate () of the potential, with its graph; terms are kept in `terms`.
@@ -234,14 +252,31 @@ class Latents:
         Network priors with a closed-form score are left out here and enter with
         `NetworkSite.gradients`.
         """
-        with pyro.validation_enabled(False), _Evaluate(self) as run:
-            self.program(train, meta)
-        log_joint = [term.sum() for term in run.log_probs]
-        for network in self.networks.values():
-            if network.decay is None:
-                log_joint.append(network.log_prior())
-        self.terms = run.terms
-        return -torch.stack(log_joint).sum()
+        return -torch.stack(self._evaluate(train, meta).log_probs).sum()
+
+    def backward(self, train: Batch, meta: Batch) -> Tensor:
+        """Gradients of `potential` in all latents; returns its value (), detached.
+
+        Companions that take back the moves due to a plate get that plate's share of the gradient.
+        """
+        self.zero_grad()
+        reverts = [site for site in self.networks.values() if site.moves is not None]
+        if not reverts:
+            potential = self.potential(train, meta)
+            potential.backward()
+            return potential.detach()
+        (site,) = reverts
+        assert isinstance(site.companion, Revert)
+        run = self._evaluate(train, meta)
+        inside = [site.companion.plate in plates for plates in run.plates]
+        pairs = list(zip(run.log_probs, inside, strict=True))
+        part = -torch.stack([term for term, i in pairs if i]).sum()
+        rest = -torch.stack([term for term, i in pairs if not i]).sum()
+        part.backward(retain_graph=True)  # a program may share one forward pass
+        accompanied = self.networks[site.companion.network].parameters
+        site.part = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in accompanied]
+        rest.backward()
+        return (part + rest).detach()
 
     def joint_potential(self, train: Batch, meta: Batch) -> Tensor:
         """The potential () with all priors, without graph and without the companion's terms."""
@@ -249,13 +284,13 @@ class Latents:
             self.program(train, meta)
             log_joint = torch.stack(
                 [
-                    term.sum()
+                    term
                     for name, term in zip(run.names, run.log_probs, strict=True)
                     if not name.startswith("auxiliary")
                 ]
             ).sum()
             for network in self.networks.values():
-                if network.restart is None:
+                if network.companion is None:
                     log_joint = log_joint + network.log_prior()
         self.drop_pending()
         return -log_joint
@@ -314,14 +349,17 @@ class Latents:
             plate_sum.memory[index] = value
             plate_sum.pending = None
         for network in self.networks.values():
-            restart = network.restart
-            if restart is None or restart.every is None or step % restart.every:
+            companion = network.companion
+            if companion is None:
                 continue
-            other = self.networks[restart.network]
-            if restart.share == 1:
-                torch._foreach_copy_(network.parameters, other.parameters)
-            else:
-                torch._foreach_lerp_(network.parameters, other.parameters, restart.share)
+            if isinstance(companion, Restart) and (
+                companion.every is None or step % companion.every
+            ):
+                continue
+            other = self.networks[companion.network]
+            torch._foreach_copy_(network.parameters, other.parameters)
+            if network.moves is not None:
+                torch._foreach_add_(network.parameters, network.moves)
             for mine, theirs in zip(network.module.buffers(), other.module.buffers(), strict=True):
                 mine.copy_(theirs)
 
@@ -351,6 +389,9 @@ class Latents:
                 yield f"sum/{name}/memory", plate_sum.memory
         for name, mean in self.means.items():
             yield f"mean/{name}/values", mean.values
+        for name, network in self.networks.items():
+            for parameter, tensor in zip(network.names, network.moves or [], strict=False):
+                yield f"moves/{name}/{parameter}", tensor
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {name: tensor.detach().clone() for name, tensor in self.tensors()}
@@ -393,8 +434,8 @@ class _Find(Messenger):
         self.seen: dict[str, Any] = {}
 
     def _pyro_network(self, msg: Any) -> None:
-        module, prior, name, restart = msg["args"]
-        site = NetworkSite(name, module, prior, restart)
+        module, prior, name, companion = msg["args"]
+        site = NetworkSite(name, module, prior, companion)
         self.latents.networks[name] = site
         msg["value"], msg["done"], msg["stop"] = module, True, True
 
@@ -464,8 +505,9 @@ class _Evaluate(Messenger):
         self.kept: Tensor | None = None
         self.index: dict[str, Tensor] = {}
         self.names: list[str] = []
-        self.log_probs: list[Tensor] = []
-        self.terms: dict[str, Tensor] = {}
+        self.log_probs: list[Tensor] = []  # (), scaled
+        self.plates: list[frozenset[str]] = []
+        self.terms: dict[str, Tensor] = {}  # not scaled
 
     def _pyro_network(self, msg: Any) -> None:
         msg["value"] = self.latents.networks[msg["args"][2]].module
@@ -499,8 +541,13 @@ class _Evaluate(Messenger):
         if not msg["is_observed"]:
             log_prob = log_prob + self._log_jacobian(name, msg["value"])
         self.terms[name] = log_prob.detach()
+        plates = frozenset(frame.name for frame in msg["cond_indep_stack"])
+        self.add(name, (log_prob * msg["scale"]).sum(), plates)
+
+    def add(self, name: str, log_prob: Tensor, plates: frozenset[str]) -> None:
         self.names.append(name)
-        self.log_probs.append(log_prob * msg["scale"])
+        self.log_probs.append(log_prob)
+        self.plates.append(plates)
 
     def _log_jacobian(self, name: str, value: Tensor) -> Tensor | float:
         """T log|dx/du|: at temperature T the target is p(x)^(1/T) on the constrained scale."""

@@ -28,7 +28,7 @@ def save_snapshot(folder: Path, draw: int, networks: dict[str, NetworkSite]) -> 
     tensors = {
         f"{name}/{key}": value.detach().cpu().contiguous()
         for name, site in networks.items()
-        if site.restart is None
+        if site.companion is None
         for key, value in site.module.state_dict().items()
     }
     with atomic_path(folder / f"snapshot-{draw:06d}.safetensors") as path:

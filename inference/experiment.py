@@ -68,6 +68,7 @@ def run(config: DictConfig, choices: Choices) -> dict[str, Any]:
         config.steps,
         config.burn_in,
         config.thinning,
+        config.snapshots,
         config.evaluate_every,
         checkpoint_seconds=config.checkpoint_seconds,
     )
@@ -205,15 +206,19 @@ def make_sampler(config: DictConfig, task: Task, setup: Setup) -> partial[SGLD]:
     """
     step_size = {"theta": 2 * config.method.learning_rate / setup.points}
     temperature = {"theta": config.method.temperature}
+    clip = {"theta": config.method.clip}
     minibatches, train_batch = "uniform", config.sampler.train_batch
     if setup.fixed is None:
         step_size[config.weights.group] = config.weights.step_size
         temperature[config.weights.group] = config.weights.temperature
+        clip[config.weights.group] = config.weights.clip
         minibatches = config.weights.minibatches
     elif train_batch is not None and len(setup.train) < len(task.train):
         train_batch = min(train_batch, len(setup.train))  # a baseline may train on fewer points
     sampler: partial[SGLD] = instantiate(config.sampler, train_batch=train_batch)
-    return partial(sampler, step_size=step_size, temperature=temperature, minibatches=minibatches)
+    return partial(
+        sampler, step_size=step_size, temperature=temperature, clip=clip, minibatches=minibatches
+    )
 
 
 def _report(

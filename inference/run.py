@@ -42,6 +42,7 @@ class Schema:
     sparsity: float | None = None
     burn_in: int | None = None
     thinning: int = 1
+    snapshots: int = 5
     evaluate_every: int | None = None
     checkpoint_seconds: float = 60.0
     device: str = "auto"

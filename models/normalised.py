@@ -12,7 +12,7 @@ import pyro
 
 from bads_ppl.data import Batch
 from bads_ppl.errors import InputError
-from bads_ppl.primitives import Restart, running_mean, sample_network
+from bads_ppl.primitives import Restart, Revert, running_mean, sample_network
 from bads_ppl.program import Parts
 
 
@@ -21,9 +21,8 @@ def normalised(
     meta: Batch,
     parts: Parts,
     *,
-    auxiliary: Literal["persistent", "restarted"] = "restarted",
-    restart_every: int = 1,
-    restart_share: float = 0.05,
+    auxiliary: Literal["persistent", "restarted", "reverted"] = "reverted",
+    window: int = 20,
     contrast: float = 3.0,
     clip: float = 3.0,
 ) -> None:
@@ -36,28 +35,31 @@ def normalised(
         meta: meta batch.
         parts: network, weights, loss and priors.
         auxiliary: "persistent" lets theta' run on its own: asymptotically exact, and noisy.
-            "restarted" draws theta' back to theta: the difference of the losses is then the
-            effect of the last few meta steps on each point, an approximation (contrastive
-            divergence) with far less noise.
-        restart_every: restarted only: steps between restarts.
-        restart_share: restarted only: part of the way back that a restart goes, in (0, 1]. 1 with
-            restart_every = K copies theta every K steps; 1 / K at every step looks back as far,
-            and sees as far at every step.
-        contrast: restarted only: the log density of w gains contrast / beta times the difference
+            "restarted" copies theta to theta' every `window` steps: the difference of the losses
+            is then the effect of the last few meta steps on each point, an approximation
+            (contrastive divergence) with far less noise. "reverted" takes the meta steps of the
+            last `window` steps back from theta instead of running a second chain: the same effect
+            to first order, seen at every step, and cheaper.
+        window: steps that "restarted" and "reverted" look back on, at least 1.
+        contrast: not persistent: the log density of w gains contrast / beta times the difference
             over its running mean absolute value, so that it depends neither on the step size of
             theta nor on the scale of the weights.
-        clip: restarted only: bound on the scaled difference.
+        clip: not persistent: bound on the scaled difference.
     """
-    if auxiliary not in ("persistent", "restarted"):
-        raise InputError(f"auxiliary must be 'persistent' or 'restarted', got {auxiliary!r}")
-    restarted = auxiliary == "restarted"
-    restart = Restart("theta", restart_every if restarted else None, restart_share)
+    companions: dict[str, Restart | Revert] = {
+        "persistent": Restart("theta"),
+        "restarted": Restart("theta", window),
+        "reverted": Revert("theta", "meta", window),
+    }
+    if auxiliary not in companions:
+        raise InputError(f"auxiliary must be one of {sorted(companions)}, got {auxiliary!r}")
+    companion = companions[auxiliary]
     network = parts.sample_network()
-    companion = sample_network("auxiliary", parts.auxiliary, parts.prior, restart=restart)
-    forward = parts.forward(network, train, meta)
-    auxiliary_loss = parts.loss(companion(train.input), train.target)
+    other = sample_network("auxiliary", parts.auxiliary, parts.prior, companion=companion)
+    forward = parts.forward(network, train, meta, apart=auxiliary == "reverted")
+    auxiliary_loss = parts.loss(other(train.input), train.target)
     gain = (auxiliary_loss - forward.train_loss).detach()
-    if restarted:
+    if auxiliary != "persistent":
         size = running_mean("gain", gain.abs().mean(), window=100, kind="exponential")
         beta = 1.0 if parts.sparsity is None else parts.sparsity.sparsity
         gain = contrast / beta * (gain / (size + 1e-12)).clamp(-clip, clip)
@@ -66,7 +68,8 @@ def normalised(
     fixed = w.detach()
     with plate:
         pyro.factor("train_loss", -parts.impact.train * fixed * forward.train_loss)  # to theta
-        pyro.factor("auxiliary_loss", -parts.impact.train * fixed * auxiliary_loss)  # to theta'
+        if auxiliary != "reverted":
+            pyro.factor("auxiliary_loss", -parts.impact.train * fixed * auxiliary_loss)  # theta'
         pyro.factor("gain", parts.impact.weight * (w - fixed) * gain)  # to w
     if parts.sparsity is not None:
         parts.sparsity.factor(w, train)
