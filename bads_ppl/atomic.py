@@ -25,7 +25,7 @@ _REMEDIES = {
     errno.EISDIR: "there is a folder of that name: choose another name",
     errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
 }
-_DISK_FULL = os.strerror(errno.ENOSPC)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -60,21 +60,28 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
-        code = _write_error(error, temporary, target)
+        code = _cause(error, temporary, target)
         if code is not None:
-            remedy = _REMEDIES.get(code, "check the disk or choose another folder")
-            raise OSError(code, f"cannot write {target} ({os.strerror(code)}): {remedy}") from error
+            raise write_error(code, target) from error
         raise
 
 
-def _write_error(error: BaseException, temporary: Path, target: Path) -> int | None:
+def write_error(code: int, path: Path) -> OSError:
+    """An error that says that `path` cannot be written, why (an errno), and what to do."""
+    remedy = _REMEDIES.get(code, "check the disk or choose another folder")
+    return OSError(code, f"cannot write {path} ({os.strerror(code)}): {remedy}")
+
+
+def _cause(error: BaseException, temporary: Path, target: Path) -> int | None:
     """The errno of a failed write to `temporary`; None if the body failed for its own reasons."""
     if isinstance(error, OSError) and error.errno is not None:
         ours = {None, str(temporary), str(target), str(target.parent)}
         name = error.filename
         return error.errno if (name if name is None else os.fspath(name)) in ours else None
     # Libraries with cores in C or Rust pass the system's message on in errors of their own.
-    return errno.ENOSPC if isinstance(error, Exception) and _DISK_FULL in str(error) else None
+    if isinstance(error, Exception):
+        return next((code for code in _FULL if os.strerror(code) in str(error)), None)
+    return None
 
 
 def _reach_disk(path: Path) -> None:

@@ -28,6 +28,12 @@ def check_network(network: nn.Module, loss: Loss, *sets: Data) -> None:
         with torch.no_grad(), evaluation_mode(network):
             output = network(batch.input)
             if loss is cross_entropy:
+                if not isinstance(output, Tensor) or output.ndim != 2:
+                    found = tuple(output.shape) if isinstance(output, Tensor) else type(output)
+                    raise InputError(
+                        f"cross_entropy takes logits of shape (B, classes), got {found}: mend the "
+                        "network's output, or give another loss"
+                    )
                 check_labels(data, output.shape[1])
             losses = loss(output, batch.target)
         if not isinstance(losses, Tensor) or losses.shape != (len(batch),):

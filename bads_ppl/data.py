@@ -222,12 +222,13 @@ class Data:
                 f"{type(form).__name__}"
                 + (f" of length {len(form)}" if isinstance(form, tuple | list) else "")
             )
+        own = torch.Generator()  # a loader without one would draw from torch's global generator
         try:
-            blocks = list(DataLoader(dataset, batch_size=512, shuffle=False))
-        except RuntimeError as error:
+            blocks = list(DataLoader(dataset, batch_size=512, shuffle=False, generator=own))
+        except (RuntimeError, TypeError) as error:
             raise InputError(
-                f"items of the {name} set must be tensors of one shape, got: {error}. "
-                "Pad or crop them to one shape"
+                f"items of the {name} set must be tensors or numbers, of one shape, got: {error}. "
+                "Convert them to tensors, padded or cropped to one shape"
             ) from error
         parts = [tuple(block) for block in blocks]
         ids = torch.cat([torch.as_tensor(p[0]) for p in parts]) if len(form) == 3 else None

@@ -8,7 +8,10 @@ is resumed cuts both files to the rows of its checkpoint.
 
 from __future__ import annotations
 
+import errno
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +20,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from bads_ppl.atomic import atomic_path
+from bads_ppl.atomic import atomic_path, write_error
 from bads_ppl.errors import InputError
 
 WEIGHTS, FUNCTIONS, HEADER = "w.f32", "functions.f64", "draws.json"
@@ -80,14 +83,24 @@ class DrawWriter:
             with atomic_path(self.folder / HEADER) as path:
                 path.write_text(json.dumps({"size": self.size, "names": self._names}))
         row = np.array([values[name] for name in self._names], dtype="<f8")
-        self._files[0].write(np.ascontiguousarray(w, dtype="<f4").tobytes())
-        self._files[1].write(row.tobytes())
+        with self._writing():
+            self._files[0].write(np.ascontiguousarray(w, dtype="<f4").tobytes())
+            self._files[1].write(row.tobytes())
         self.count += 1
 
     def flush(self) -> None:
         """Hand all rows to the operating system, before a checkpoint counts on them."""
-        for file in self._files:
-            file.flush()
+        with self._writing():
+            for file in self._files:
+                file.flush()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Names the folder and the remedy where the disk takes no more."""
+        try:
+            yield
+        except OSError as failure:
+            raise write_error(failure.errno or errno.EIO, self.folder) from failure
 
     def __exit__(
         self,
@@ -96,7 +109,8 @@ class DrawWriter:
         where: TracebackType | None,
     ) -> None:
         for file in self._files:
-            file.close()
+            with suppress(OSError):  # rows since the last flush: no checkpoint counts on them
+                file.close()
 
 
 def _read_header(folder: Path) -> dict[str, list[str]]:

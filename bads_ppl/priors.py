@@ -54,7 +54,7 @@ class SparsityPrior:
 
     Attributes:
         sparsity: beta, the share of the train set to select, in (0, 1).
-        scale: sigma in points, > 0: how strictly the total is held. None: a tenth of the target.
+        scale: sigma in points, > 0: how strictly the total is held. None: 2 % of the target.
         total: "exact" sums over all points (`plate_sum`); "running_mean" is the paper's (9): the
             batch's own sum plus the mean of the last 10 batches' means for the other points,
             which is plugged in as if it were constant. It pulls the weights together by an
@@ -96,11 +96,12 @@ class SparsityPrior:
     def factor(self, w: Tensor, train: Batch) -> None:
         """Add log p(w) of (8) to the program, given the batch's weights (B,)."""
         target = self.target(train.size)
-        scale = self.scale if self.scale is not None else 0.1 * target
+        scale = self.scale if self.scale is not None else 0.02 * target
         if self.total == "exact":
             total = plate_sum("total_weight", w, train)
         else:
-            mean = running_mean("mean_weight", w.mean(), window=10)
+            # The batch's mean, corrected where rows were not drawn uniformly.
+            mean = running_mean("mean_weight", train.total(w) / train.size, window=10)
             rest = (train.size - len(train)) * mean
             # The value is (9); the derivative is the plate's, as everywhere (docs/conventions.md).
             spread = train.total(w)

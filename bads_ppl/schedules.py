@@ -33,6 +33,12 @@ class Warmdown:
     end: float
     steps: int
 
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(f"a warmdown takes at least 1 step, got {self.steps}")
+        if not self.end > 0:
+            raise InputError(f"a warmdown must end at a positive step size, got {self.end}")
+
     def __call__(self, step: int) -> float:
         share = min(step / self.steps, 1.0)
         return self.end + (self.start - self.end) * 0.5 * (1 + math.cos(math.pi * share))

@@ -6,6 +6,7 @@ import copy
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal
@@ -84,7 +85,7 @@ def select(
         plan: length of the chains; default 1,500 steps, half of them burn-in.
         step_size: eta by group, in place of the defaults: "theta", and "w" or "phi".
         temperature: T of theta; 1 samples the posterior, less stays closer to its mode.
-        sparsity_scale: sigma of (8) in points; default a tenth of the target.
+        sparsity_scale: sigma of (8) in points; default 2 % of the target.
         prior_scale: sd of every network parameter.
         impact: impact constants (24), (25).
         train_batch: train points per step; default min(100, N_t).
@@ -152,7 +153,18 @@ def select(
             folder=folder,
             chains=chains,
             seed=seed,
-            settings={"sparsity": sparsity, "model": str(model), "weights": weights},
+            settings={
+                "sparsity": sparsity,
+                "model": describe(model),
+                "weights": weights,
+                "loss": describe(loss),
+                "step_size": {name: describe(value) for name, value in steps.items()},
+                "temperature": temperature,
+                "sparsity_scale": sparsity_scale,
+                "prior_scale": prior_scale,
+                "impact": describe(impact or Impact()),
+                "batches": [train_batch, meta_batch],
+            },
             resume=resume,
             progress=progress,
             target=sparsity,
@@ -163,6 +175,18 @@ def select(
     if isinstance(network, nn.Module):
         network.load_state_dict(first[0].state_dict())
     return selection
+
+
+def describe(value: Any) -> str:
+    """A setting as text that is the same in every process (no memory addresses)."""
+    if isinstance(value, partial):
+        given = [describe(x) for x in value.args]
+        given += [f"{name}={describe(x)}" for name, x in sorted(value.keywords.items())]
+        return f"{describe(value.func)}({', '.join(given)})"
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    text = repr(value)
+    return describe(type(value)) if " at 0x" in text else text
 
 
 def find_model(name: str) -> Model:

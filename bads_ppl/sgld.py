@@ -201,11 +201,13 @@ class SGLD(MCMCKernel):
                 self._move(name, [site.value], [site.value.grad])
             for name, table in latents.tables.items():
                 assert table.rows is not None and table.rows.grad is not None
+                assert table.index is not None
                 # The plate scaled the row's own terms to the whole set; the row is one point.
-                grad = table.rows.grad * (len(train) / train.size)
+                grad = table.rows.grad * (len(table.index) / len(table.value))
                 new = table.rows.detach()
-                self._move(name, [new], [grad], train.importance)
-                latents.move_rows(name, new, distinct=rows.distinct)
+                ours = table.index is train.index  # else a local latent of the meta plate
+                self._move(name, [new], [grad], train.importance if ours else None)
+                latents.move_rows(name, new, distinct=rows.distinct or not ours)
         self.steps += 1
         latents.finish_step(self.steps, distinct=rows.distinct)
 
@@ -265,7 +267,8 @@ class SGLD(MCMCKernel):
             Diverged: with the step sizes in use and those to try.
         """
         state = [self.potential] + [table.value.sum() for table in self.latents.tables.values()]
-        if all(math.isfinite(float(x)) for x in state):
+        state += [p.sum() for site in self.latents.networks.values() for p in site.parameters]
+        if bool(torch.stack([x.detach().double().cpu() for x in state]).isfinite().all()):
             return
         now = {group: schedule(self.steps) for group, schedule in self.schedules.items()}
         used = ", ".join(f"{group}={eta:.2g}" for group, eta in now.items())

@@ -10,14 +10,15 @@ Everything here is on the unconstrained scale unless it says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
 import torch
 from pyro.distributions import Independent, Normal, constraints
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
@@ -52,10 +53,11 @@ class NetworkSite:
         self.decay = None if None in scales else [1 / s**2 for s in scales if s is not None]
         self.moves: list[Tensor] | None = None  # of a Revert companion: m, theta' = theta + m
         self.part: list[Tensor] = []  # of a Revert companion: the plate's share of the gradient
+        self.call: Callable[..., Any] = module
         if isinstance(companion, Revert):
             self.moves = [torch.zeros_like(p) for p in self.parameters]
-            for parameter in self.parameters:
-                parameter.requires_grad_(False)  # no backward pass of its own
+            # It has no backward pass of its own.
+            self.call = torch.no_grad()(lambda *args, **kwargs: module(*args, **kwargs))
 
     def log_prior(self) -> Tensor:
         """Log p(theta), () with its graph."""
@@ -278,9 +280,22 @@ class Latents:
         rest.backward()
         return (part + rest).detach()
 
+    @contextmanager
+    def _still(self) -> Iterator[None]:
+        """A look that leaves no trace: networks in eval mode keep their running statistics."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(pyro.validation_enabled(False))
+            for network in self.networks.values():
+                stack.enter_context(evaluation_mode(network.module))
+            yield
+
     def joint_potential(self, train: Batch, meta: Batch) -> Tensor:
-        """The potential () with all priors, without graph and without the companion's terms."""
-        with torch.no_grad(), pyro.validation_enabled(False), _Evaluate(self) as run:
+        """The potential () with all priors, without graph and without the companion's terms.
+
+        Networks are in eval mode, as they are in `values`.
+        """
+        with self._still(), _Evaluate(self) as run:
             self.program(train, meta)
             log_joint = torch.stack(
                 [
@@ -301,7 +316,7 @@ class Latents:
         Raises:
             InputError: if the program has no such site.
         """
-        with torch.no_grad(), pyro.validation_enabled(False), _Evaluate(self, keep=site) as run:
+        with self._still(), _Evaluate(self, keep=site) as run:
             self.program(train, meta)
         self.drop_pending()
         if run.kept is None:
@@ -510,7 +525,7 @@ class _Evaluate(Messenger):
         self.terms: dict[str, Tensor] = {}  # not scaled
 
     def _pyro_network(self, msg: Any) -> None:
-        msg["value"] = self.latents.networks[msg["args"][2]].module
+        msg["value"] = self.latents.networks[msg["args"][2]].call
         msg["done"] = msg["stop"] = True
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -542,7 +557,7 @@ class _Evaluate(Messenger):
             log_prob = log_prob + self._log_jacobian(name, msg["value"])
         self.terms[name] = log_prob.detach()
         plates = frozenset(frame.name for frame in msg["cond_indep_stack"])
-        self.add(name, (log_prob * msg["scale"]).sum(), plates)
+        self.add(name, scale_and_mask(log_prob, msg["scale"], msg["mask"]).sum(), plates)
 
     def add(self, name: str, log_prob: Tensor, plates: frozenset[str]) -> None:
         self.names.append(name)
@@ -583,9 +598,10 @@ class _Evaluate(Messenger):
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
     """The module in eval mode, as it was afterwards."""
-    was = module.training
+    was = [(part, part.training) for part in module.modules()]  # parts may differ
     module.eval()
     try:
         yield
     finally:
-        module.train(was)
+        for part, training in was:
+            part.training = training

@@ -26,7 +26,7 @@ from bads_ppl.weights import WeightNetwork
 def save_snapshot(folder: Path, draw: int, networks: dict[str, NetworkSite]) -> None:
     """Write the parameters and buffers of a chain's networks, companions left out."""
     tensors = {
-        f"{name}/{key}": value.detach().cpu().contiguous()
+        f"{name}/{key}": value.detach().cpu().clone()  # tied parameters share their memory
         for name, site in networks.items()
         if site.companion is None
         for key, value in site.module.state_dict().items()

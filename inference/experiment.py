@@ -15,15 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from bads_ppl import plots
 from bads_ppl.atomic import atomic_path
-from bads_ppl.chains import ChainResult, Plan, run_chains
+from bads_ppl.chains import ChainResult, Plan, chain_generator, run_chains
 from bads_ppl.checks import check_network
 from bads_ppl.device import resolve_device
-from bads_ppl.errors import InputError
+from bads_ppl.errors import Diverged, InputError
 from bads_ppl.losses import cross_entropy
 from bads_ppl.posterior import save, to_arviz
 from bads_ppl.priors import NormalPrior, SparsityPrior
@@ -32,14 +31,26 @@ from bads_ppl.selection import Selection
 from bads_ppl.sgld import SGLD
 from inference.evaluation import TaskMonitor, predictive_accuracy
 from inference.methods import Setup, method
+from inference.options import build, check_options
 from inference.tasks import Task
 
 log = logging.getLogger(__name__)
 
 RESULTS, CONFIG = "results.json", "config.yaml"
 
-NOT_SETTINGS = ("run_dir", "resume", "overwrite", "steps", "device", "data")
+NOT_SETTINGS = ("run_dir", "resume", "overwrite", "steps", "device", "data", "checkpoint_seconds")
 """Top-level options that a resumed run may change: a chain may be lengthened or moved."""
+
+WRITTEN = (
+    "chain-[0-9]*",
+    "plots",
+    "metrics.jsonl",
+    "weights.parquet",
+    "posterior.nc",
+    RESULTS,
+    CONFIG,
+)
+"""What a run writes into its folder, and all that overwrite=true removes."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,10 @@ def run(config: DictConfig, choices: Choices) -> dict[str, Any]:
         Diverged: if a chain diverges.
         Stopped: after SIGINT or SIGTERM, with a checkpoint.
     """
+    check_options(config)
+    for name, least in (("seed", 0), ("chains", 1)):
+        if config[name] < least:
+            raise InputError(f"{name} must be at least {least}, got {config[name]}")
     device = resolve_device(config.device)
     plan = Plan(
         config.steps,
@@ -72,24 +87,23 @@ def run(config: DictConfig, choices: Choices) -> dict[str, Any]:
         config.evaluate_every,
         checkpoint_seconds=config.checkpoint_seconds,
     )
-    build = method(choices.method)
-    task: Task = instantiate(
-        config.task.data, root=config.data.root, source=config.data.source, seed=config.seed
-    )
+    given = {"root": config.data.root, "source": config.data.source, "seed": config.seed}
+    task: Task = build(config.task.data, "task.data", **given)
     if config.sparsity is None:
         config.sparsity = task.sparsity
     sparsity = SparsityPrior(config.sparsity, config.prior.sparsity_scale, config.prior.total)
-    setup = build(
+    setup = method(choices.method)(
         task,
-        model=instantiate(config.model),
-        weights=instantiate(config.weights.build, classes=task.classes),
+        model=build(config.model, "model"),
+        weights=build(config.weights.build, "weights.build", classes=task.classes),
         sparsity=sparsity,
         impact=Impact(**config.impact),
         names=(choices.model, choices.weights),
         seed=config.seed,
     )
-    folder = prepare_folder(Path(run_dir(config, choices, setup)), config)
-    results = _chains(config, choices, task, setup, plan, device, folder)
+    folder = Path(run_dir(config, choices, setup))
+    check_folder(folder, config)
+    results = _chains(config, task, setup, plan, device, folder)
     return _report(config, choices, task, setup, results, folder)
 
 
@@ -102,12 +116,12 @@ def run_dir(config: DictConfig, choices: Choices, setup: Setup) -> str:
     return name if choices.preset == "default" else name.replace("/seed", f"-{choices.preset}/seed")
 
 
-def prepare_folder(folder: Path, config: DictConfig) -> Path:
-    """Make the run's folder and write its configuration.
+def check_folder(folder: Path, config: DictConfig) -> None:
+    """Refuse a folder that this run must not write into; changes nothing.
 
     Raises:
         InputError: if it holds another run and neither resume nor overwrite is set, or resume is
-            set with other settings.
+            set with other settings, or if it holds something else.
     """
     path = folder / CONFIG
     if folder.is_dir() and any(folder.iterdir()):
@@ -116,20 +130,34 @@ def prepare_folder(folder: Path, config: DictConfig) -> Path:
                 f"run_dir {folder} is not empty and holds no run: choose an empty folder"
             )
         if config.overwrite:
-            shutil.rmtree(folder)
-        elif not config.resume:
+            return
+        if not config.resume:
             raise InputError(
                 f"run_dir {folder} already holds a run: use resume=true to continue it, "
                 "overwrite=true to replace it, or another run_dir"
             )
-        else:
-            _check_same_settings(path, config)
+        _check_same_settings(path, config)
     elif folder.exists() and not folder.is_dir():
         raise InputError(f"run_dir {folder} is a file: choose a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
+
+
+def prepare_folder(folder: Path, config: DictConfig) -> None:
+    """Make the run's folder, remove the run that overwrite=true replaces, and write the settings.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"cannot make run_dir {folder} ({error.strerror}): choose another folder"
+        ) from error
+    if config.overwrite:
+        for path in [path for pattern in WRITTEN for path in folder.glob(pattern)]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with atomic_path(folder / CONFIG) as temporary:
         OmegaConf.save(config, temporary, resolve=True)
-    return folder
 
 
 def settings(config: DictConfig) -> dict[str, Any]:
@@ -156,7 +184,6 @@ def _check_same_settings(path: Path, config: DictConfig) -> None:
 
 def _chains(
     config: DictConfig,
-    choices: Choices,
     task: Task,
     setup: Setup,
     plan: Plan,
@@ -164,7 +191,7 @@ def _chains(
     folder: Path,
 ) -> list[ChainResult]:
     train, meta, test = setup.train.to(device), task.meta.to(device), task.test.to(device)
-    backbone = instantiate(config.backbone)
+    backbone = build(config.backbone, "backbone")
     prior = NormalPrior(config.method.prior_scale)
     fixed = None if setup.fixed is None else setup.fixed.to(device)
     weights = SGLD.site_values if fixed is None else lambda kernel: fixed
@@ -172,8 +199,6 @@ def _chains(
 
     def make(chain: int, generator: torch.Generator) -> tuple[SGLD, TaskMonitor]:
         network = backbone(classes=task.classes).to(device)
-        if chain == 0:
-            check_network(network, cross_entropy, train, meta, test)
         parts = Parts(
             network, setup.weights(network), setup.sparsity, cross_entropy, prior, setup.impact
         )
@@ -183,20 +208,32 @@ def _chains(
         )
         return kernel, monitor
 
-    return run_chains(
-        make,
-        train,
-        meta,
-        plan=plan,
-        folder=folder,
-        chains=config.chains,
-        seed=config.seed,
-        settings=settings(config),
-        resume=config.resume,
-        target=config.sparsity,
-        weights=weights,
-        size=len(task.train),
-    )
+    # A first chain that takes no step: what does not fit shows before the folder is touched.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        kernel, monitor = make(0, chain_generator(config.seed, 0, device))
+        check_network(monitor.network, cross_entropy, train, meta, test)
+        kernel.setup(plan.first, train, meta)
+    prepare_folder(folder, config)
+    try:
+        return run_chains(
+            make,
+            train,
+            meta,
+            plan=plan,
+            folder=folder,
+            chains=config.chains,
+            seed=config.seed,
+            settings=settings(config),
+            resume=config.resume,
+            target=config.sparsity,
+            weights=weights,
+            size=len(task.train),
+        )
+    except Diverged as error:
+        options = [f"method.learning_rate={config.method.learning_rate / 4:.2g}"]
+        if setup.fixed is None:
+            options.append(f"weights.step_size={config.weights.step_size / 4:.2g}")
+        raise Diverged(f"{error} (options {' '.join(options)})") from error
 
 
 def make_sampler(config: DictConfig, task: Task, setup: Setup) -> partial[SGLD]:
@@ -207,6 +244,7 @@ def make_sampler(config: DictConfig, task: Task, setup: Setup) -> partial[SGLD]:
     step_size = {"theta": 2 * config.method.learning_rate / setup.points}
     temperature = {"theta": config.method.temperature}
     clip = {"theta": config.method.clip}
+    sampler: partial[SGLD] = build(config.sampler, "sampler")
     minibatches, train_batch = "uniform", config.sampler.train_batch
     if setup.fixed is None:
         step_size[config.weights.group] = config.weights.step_size
@@ -215,9 +253,13 @@ def make_sampler(config: DictConfig, task: Task, setup: Setup) -> partial[SGLD]:
         minibatches = config.weights.minibatches
     elif train_batch is not None and len(setup.train) < len(task.train):
         train_batch = min(train_batch, len(setup.train))  # a baseline may train on fewer points
-    sampler: partial[SGLD] = instantiate(config.sampler, train_batch=train_batch)
     return partial(
-        sampler, step_size=step_size, temperature=temperature, clip=clip, minibatches=minibatches
+        sampler,
+        train_batch=train_batch,
+        step_size=step_size,
+        temperature=temperature,
+        clip=clip,
+        minibatches=minibatches,
     )
 
 

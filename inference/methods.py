@@ -70,8 +70,16 @@ def mixing(task: Task, **_: Any) -> Setup:
 
 
 def meta_only(task: Task, **_: Any) -> Setup:
-    """Train on D_m alone."""
-    return _fixed(task, torch.zeros(len(task.train)))
+    """Train on D_m alone: one train point with weight 0 stands for all, since none counts."""
+    return Setup(
+        joint,
+        _always(FixedWeights(torch.zeros(1))),
+        None,
+        Impact(),
+        len(task.meta),
+        task.train.subset(torch.tensor([0])),
+        torch.zeros(len(task.train)),
+    )
 
 
 def random_select(task: Task, *, sparsity: SparsityPrior, seed: int, **_: Any) -> Setup:

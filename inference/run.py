@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import dataclass, field
-from typing import Any
+import warnings
+from pathlib import Path
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -20,44 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 from bads_ppl.chains import Stopped
 from bads_ppl.errors import Diverged, InputError
 from inference.experiment import Choices, run
+from inference.options import Schema
 
 log = logging.getLogger(__name__)
 
-
-@dataclass
-class DataOptions:
-    """Where data come from."""
-
-    root: str = "data"
-    source: str = "auto"
-
-
-@dataclass
-class Schema:
-    """Types of the top-level options, so that a mistyped value is refused."""
-
-    seed: int = 0
-    steps: int = 1
-    chains: int = 1
-    sparsity: float | None = None
-    burn_in: int | None = None
-    thinning: int = 1
-    snapshots: int = 5
-    evaluate_every: int | None = None
-    checkpoint_seconds: float = 60.0
-    device: str = "auto"
-    run_dir: str | None = None
-    resume: bool = False
-    overwrite: bool = False
-    data: DataOptions = field(default_factory=DataOptions)
-    prior: Any = None
-    impact: Any = None
-    task: Any = None
-    method: Any = None
-    model: Any = None
-    weights: Any = None
-    sampler: Any = None
-    backbone: Any = None
+CONFIGS = Path(__file__).parent / "configs"
 
 
 def task_label(name: str, value: int, default: int) -> str:
@@ -69,9 +36,10 @@ ConfigStore.instance().store("schema", Schema)
 OmegaConf.register_new_resolver("task_label", task_label, replace=True)
 
 
-@hydra.main(config_path="configs", config_name="config", version_base="1.3")
+@hydra.main(config_path=str(CONFIGS), config_name="config", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Run one experiment and print its main numbers."""
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     chosen = HydraConfig.get().runtime.choices
     choices = Choices(**{name: chosen[name] for name in Choices.__dataclass_fields__})
     try:
@@ -82,6 +50,8 @@ def main(config: DictConfig) -> None:
         _exit(stopped, 128 + stopped.signum)
     except (Diverged, OSError) as error:
         _exit(error, 1)
+    except KeyboardInterrupt:  # while data are read or results written
+        _exit("stopped by SIGINT: run again with resume=true to continue", 130)
     groups = ", ".join(f"{n} {g['mean_weight']:.4f}" for n, g in results["groups"].items())
     print(
         f"{results['task']} ({results['dataset']}) {results['method']}: "
@@ -90,7 +60,7 @@ def main(config: DictConfig) -> None:
     )
 
 
-def _exit(error: BaseException, code: int) -> None:
+def _exit(error: BaseException | str, code: int) -> None:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(code)
 

@@ -22,6 +22,10 @@ class LeNet5(nn.Module):
             nn.ReLU(),
         )
         self.head = nn.Linear(84, classes)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # He et al., 2015
+                nn.init.zeros_(layer.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.head(self.features(images))

@@ -1,0 +1,1 @@
+"""Cost and agreement, run by hand; `python -m benchmarks.<name> --help`."""

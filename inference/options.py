@@ -1,0 +1,193 @@
+"""Types of the options, so that a mistyped or unknown one is refused before anything runs.
+
+Options that every run has are typed by `Schema`. The others belong to a callable that a group names
+as its `_target_`; there its signature says which options it takes, and `build` holds them to it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from dataclasses import dataclass, field, fields
+from functools import partial
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, MissingMandatoryValue
+
+from bads_ppl.errors import InputError
+
+
+@dataclass
+class DataOptions:
+    """Where data come from."""
+
+    root: str = "data"
+    source: str = "auto"
+
+
+@dataclass
+class PriorOptions:
+    """Prior (8) on the total weight."""
+
+    sparsity_scale: float | None = None
+    total: str = "exact"
+
+
+@dataclass
+class ImpactOptions:
+    """Impact constants (24), (25)."""
+
+    train: float = 1.0
+    meta: float = 1.0
+    weight: float = 1.0
+
+
+@dataclass
+class MethodOptions:
+    """How theta moves."""
+
+    learning_rate: float = 0.1
+    temperature: float = 1.0
+    prior_scale: float = 1.0
+    clip: float | None = None
+
+
+@dataclass
+class WeightOptions:
+    """How the weights move, and what they are."""
+
+    group: str = "w"
+    step_size: float = 0.1
+    temperature: float = 1.0
+    clip: float | None = None
+    minibatches: str = "uniform"
+    build: Any = None
+
+
+@dataclass
+class Schema:
+    """The options of a run; the values that are used stand in `configs/`."""
+
+    seed: int = 0
+    steps: int = 1
+    chains: int = 1
+    sparsity: float | None = None
+    burn_in: int | None = None
+    thinning: int = 1
+    snapshots: int = 5
+    evaluate_every: int | None = None
+    checkpoint_seconds: float = 60.0
+    device: str = "auto"
+    run_dir: str | None = None
+    resume: bool = False
+    overwrite: bool = False
+    data: DataOptions = field(default_factory=DataOptions)
+    prior: PriorOptions = field(default_factory=PriorOptions)
+    impact: ImpactOptions = field(default_factory=ImpactOptions)
+    method: MethodOptions = field(default_factory=MethodOptions)
+    weights: WeightOptions = field(default_factory=WeightOptions)
+    task: Any = None
+    model: Any = None
+    sampler: Any = None
+    backbone: Any = None
+
+
+TYPED: dict[str, type[Any]] = {
+    "data": DataOptions,
+    "prior": PriorOptions,
+    "impact": ImpactOptions,
+    "method": MethodOptions,
+    "weights": WeightOptions,
+}
+
+
+def check_options(config: DictConfig) -> None:
+    """Refuse options that no part of a run reads, which Hydra adds where a name begins with +.
+
+    Raises:
+        InputError: naming the option and what comes closest.
+    """
+    groups: list[tuple[DictConfig, type[Any], str]] = [(config, Schema, "")]
+    groups += [(config[name], kind, f"{name}.") for name, kind in TYPED.items()]
+    for node, kind, prefix in groups:
+        known = [one.name for one in fields(kind)]
+        for name in map(str, node):
+            if name not in known:
+                raise InputError(unknown_option(f"{prefix}{name}", name, known))
+
+
+def unknown_option(option: str, name: str, known: list[str]) -> str:
+    """What to say of an option whose last part, `name`, is none of those `known`."""
+    close = difflib.get_close_matches(name, known, 1)
+    remedy = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known))}"
+    return f"there is no option {option}: {remedy}"
+
+
+def build(node: DictConfig, name: str, **given: Any) -> Any:
+    """Call what a group's `_target_` names with the group's options; `_partial_` leaves it bound.
+
+    Args:
+        node: the group.
+        name: its name, for messages.
+        given: further arguments, which are no options.
+
+    Raises:
+        InputError: if the target cannot be found, or an option is unknown or of another type.
+    """
+    try:
+        bound: partial[Any] = instantiate(node, _partial_=True, **given)
+    except (InstantiationException, MissingMandatoryValue) as error:
+        cause = " ".join(str(error.__cause__ or error).split())
+        raise InputError(
+            f"{name}._target_ must be the full name of a callable that Python finds, such as "
+            f"my_module.my_{name} with my_module.py on PYTHONPATH. {cause}"
+        ) from error
+    check_arguments(bound, name)
+    return bound if node.get("_partial_") else bound()
+
+
+def check_arguments(bound: partial[Any], name: str) -> None:
+    """Refuse keywords that the callable's signature lacks, or whose values are of another type.
+
+    Raises:
+        InputError: naming the option.
+    """
+    target = bound.func
+    parameters = inspect.signature(target).parameters
+    try:
+        hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except NameError:  # hints that only a type checker can resolve
+        hints = {}
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for key, value in bound.keywords.items():
+        if key not in parameters and not takes_all:
+            known = [p.name for p in parameters.values() if p.default is not p.empty]
+            raise InputError(unknown_option(f"{name}.{key}", key, known))
+        hint = hints.get(key, Any)
+        if not fits(value, hint):
+            raise InputError(f"{name}.{key} must be {describe(hint)}, got {value!r}")
+
+
+def describe(hint: Any) -> str:
+    """A plain type in words."""
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(map(describe, get_args(hint)))
+    words = {int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
+    return words.get(hint, "text")
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value is of a type; types that are not plain take every value."""
+    if get_origin(hint) in (Union, UnionType):
+        return any(fits(value, one) for one in get_args(hint))
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if hint in (int, float):
+        numbers = int if hint is int else int | float
+        return isinstance(value, numbers) and not isinstance(value, bool)
+    return isinstance(value, hint) if hint in (bool, str, NoneType) else True
