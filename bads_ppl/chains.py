@@ -34,7 +34,7 @@ from bads_ppl.errors import InputError
 from bads_ppl.losses import Loss
 from bads_ppl.sgld import SGLD
 from bads_ppl.sites import evaluation_mode
-from bads_ppl.snapshots import save_snapshot
+from bads_ppl.snapshots import drop_snapshots, save_snapshot
 
 log = logging.getLogger(__name__)
 
@@ -312,6 +312,7 @@ class _Runner:
             )
             if state.path.exists():
                 state.load(self.plan.steps)
+            drop_snapshots(folder, after=state.draws)
             with DrawWriter(folder, self.size, keep=state.draws) as writer:
                 self._loop(chain, state, writer)
         with atomic_path(folder / METRICS) as temporary:

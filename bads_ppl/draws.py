@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -89,10 +90,11 @@ class DrawWriter:
         self.count += 1
 
     def flush(self) -> None:
-        """Hand all rows to the operating system, before a checkpoint counts on them."""
+        """Bring all rows to the disk, before a checkpoint counts on them."""
         with self._writing():
             for file in self._files:
                 file.flush()
+                os.fsync(file.fileno())
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -136,6 +138,8 @@ def read_draws(folder: Path, count: int | None = None) -> ChainDraws:
     """
     header = _read_header(folder)
     size, names = int(header["size"]), header["names"]  # type: ignore[call-overload]
+    if not (folder / WEIGHTS).exists():
+        raise InputError(f"{folder} has no weights, {WEIGHTS} is missing: the run is damaged")
     found = (folder / WEIGHTS).stat().st_size // (4 * size)
     count = found if count is None else count
     if count == 0 or count > found:

@@ -31,7 +31,7 @@ from bads_ppl.weights import InstanceWeights, WeightNetwork, Weights
 LEARNING_RATE = 0.1
 """Default learning rate on the mean loss; theta's step is eta = 2 LEARNING_RATE / points."""
 
-WEIGHT_STEP = {"w": 0.2, "phi": 1e-3}
+WEIGHT_STEP = {"w": 0.2, "phi": 1e-5}
 """Default steps eta of the weights."""
 
 TEMPERATURE = 1e-3

@@ -35,6 +35,13 @@ def save_snapshot(folder: Path, draw: int, networks: dict[str, NetworkSite]) -> 
         save_file(tensors, path)
 
 
+def drop_snapshots(folder: Path, after: int) -> None:
+    """Remove networks of draws after `after`, which a stopped run left: its checkpoint lacks them."""
+    for path in folder.glob("snapshot-*.safetensors"):
+        if int(path.stem.removeprefix("snapshot-")) > after:
+            path.unlink()
+
+
 class Snapshots:
     """The networks kept by the chains of a run.
 

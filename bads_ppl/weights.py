@@ -69,14 +69,16 @@ class InstanceWeights:
 class WeightNetwork(nn.Module):
     """w_i = sigmoid(g(h_i; phi)): a linear layer on the network's top-layer embedding h_i.
 
-    h_i is detached: the train data reach the backbone through the loss only. phi is latent, with a
-    Gaussian prior on its departure from w = initial. The network scores points it has not seen.
+    h_i is detached: the train data reach the backbone through the loss only. It is scaled to length
+    1, so that the step of phi does not depend on how large a backbone's embeddings are. phi is
+    latent, with a Gaussian prior on its departure from w = initial. The network scores points it
+    has not seen.
 
     Args:
         features: width of the embedding h_i.
         classes: > 0 appends the one-hot label of that many classes to h_i.
         initial: the weight that every point starts with, in (0, 1).
-        prior: prior of phi; default Normal(0, 1).
+        prior: prior of phi; default Normal(0, 3), which reaches from w = .005 to w = .5.
     """
 
     needs_features = True
@@ -97,10 +99,11 @@ class WeightNetwork(nn.Module):
         self.linear = nn.Linear(features + classes, 1)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
-        self.prior = prior if prior is not None else NormalPrior()
+        self.prior = prior if prior is not None else NormalPrior(3.0)
 
     def forward(self, features: Tensor, target: Tensor) -> Tensor:
         """Weights (B,) for embeddings (B, features) and, with `classes` > 0, labels (B,)."""
+        features = functional.normalize(features, dim=1)
         if self.classes:
             labels = functional.one_hot(target, self.classes).to(features.dtype)
             features = torch.cat([features, labels], dim=1)

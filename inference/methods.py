@@ -153,7 +153,7 @@ def network_weights(
     classes: int,
     label: bool = False,
     initial: float = 0.5,
-    prior_scale: float = 1.0,
+    prior_scale: float = 3.0,
 ) -> Weights:
     """A linear layer on the network's embedding (`weights=network`), on the network's device."""
     head = last_linear(network)

@@ -156,10 +156,13 @@ def check_arguments(bound: partial[Any], name: str) -> None:
         InputError: naming the option.
     """
     target = bound.func
-    parameters = inspect.signature(target).parameters
+    try:
+        parameters = inspect.signature(target).parameters
+    except ValueError:  # some callables written in C have none
+        return
     try:
         hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except NameError:  # hints that only a type checker can resolve
+    except (NameError, TypeError):  # only a type checker can resolve them, or there are none
         hints = {}
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key, value in bound.keywords.items():

@@ -62,7 +62,8 @@ def normalised(
     if auxiliary != "persistent":
         size = running_mean("gain", gain.abs().mean(), window=100, kind="exponential")
         beta = 1.0 if parts.sparsity is None else parts.sparsity.sparsity
-        gain = contrast / beta * (gain / (size + 1e-12)).clamp(-clip, clip)
+        known = size > 0  # there is no scale before the companion has parted from theta
+        gain = contrast / beta * known * (gain / (size + 1e-12)).clamp(-clip, clip)
     plate = train.plate("train")
     w = parts.weights.sample(train, plate, forward.features)
     fixed = w.detach()

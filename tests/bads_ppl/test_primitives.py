@@ -1,6 +1,5 @@
 from functools import partial
 
-import pyro
 import pytest
 import torch
 from pyro import poutine
@@ -204,15 +203,3 @@ def test_persistent_companion_goes_its_own_way():
     networks = made.latents.networks
     assert networks["auxiliary"].companion == Restart("theta", None)
     assert not torch.equal(networks["auxiliary"].parameters[0], networks["theta"].parameters[0])
-
-
-def test_a_statement_is_an_ordinary_site_for_pyro_handlers():
-    train, _ = two_sets()
-
-    def program():
-        value = pyro.sample("z", pyro.distributions.Normal(torch.zeros(12), 1.0).to_event(1))
-        return plate_sum("total", value, train.full())
-
-    trace = poutine.trace(program).get_trace()
-    assert trace.nodes["total"]["type"] == "plate_sum"
-    assert torch.allclose(trace.nodes["_RETURN"]["value"], trace.nodes["z"]["value"].sum())

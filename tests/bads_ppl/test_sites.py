@@ -1,0 +1,385 @@
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch import nn
+
+from bads_ppl.data import Data
+from bads_ppl.errors import InputError
+from bads_ppl.losses import cross_entropy
+from bads_ppl.primitives import plate_sum, sample_network
+from bads_ppl.priors import NormalPrior, SparsityPrior
+from bads_ppl.program import Parts, bind
+from bads_ppl.sgld import SGLD
+from bads_ppl.sites import Latents, evaluation_mode, zero_mean_scale
+from bads_ppl.weights import FixedWeights, InstanceWeights, WeightNetwork
+from models import joint, normalised
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def two_sets(size: int = 12) -> tuple[Data, Data]:
+    g = generator(1)
+    x, mx = torch.randn(size, 2, generator=g), torch.randn(6, 2, generator=g)
+    return Data(x, (x[:, 0] > 0).long()), Data(mx, (mx[:, 0] > 0).long(), name="meta")
+
+
+def kernel(program, train, meta, **options) -> SGLD:
+    made = SGLD(program, **{"step_size": 0.02, "generator": generator(), **options})
+    made.setup(0, train, meta)
+    return made
+
+
+def find(program) -> Latents:
+    train, meta = two_sets()
+    return Latents.find(program, train.full(), meta.full())
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
+
+
+# local latents
+
+
+def one_local_latent(prior, **infer):
+    """A program with one latent per train point, at site "z"."""
+
+    def program(train, meta):
+        with train.plate("train"):
+            pyro.sample("z", prior, infer=infer)
+
+    return program
+
+
+def test_a_bounded_local_latent_has_a_row_per_point_within_its_bounds():
+    train, meta = two_sets()
+    made = kernel(one_local_latent(dist.Uniform(2.0, 5.0)), train, meta, train_batch=4)
+    table = made.latents.tables["z"]
+    assert table.value.shape == (12,) and table.plate == "train"
+    assert torch.allclose(table.values(), torch.full((12,), 3.5))  # the middle, where none is given
+    table.value.copy_(torch.linspace(-50, 50, 12))
+    assert table.values().min() >= 2 and table.values().max() <= 5
+    made.step()
+    assert (table.value != torch.linspace(-50, 50, 12)).sum() == 4  # the batch's rows, no other
+
+
+@pytest.mark.parametrize("minibatches", ["uniform", "importance"])
+def test_a_uniform_latent_is_sampled_uniformly(minibatches):
+    def program(train, meta):
+        with train.plate("train"):
+            pyro.sample("w", dist.Uniform(2.0, 5.0))
+
+    train, meta = two_sets()
+    made = kernel(program, train, meta, step_size=0.5, train_batch=6, minibatches=minibatches)
+    draws = []
+    for _ in range(4000):
+        made.step()
+        draws.append(made.site_values("w").clone())
+    values = torch.stack(draws)
+    assert float(values.mean()) == pytest.approx(3.5, abs=0.05)
+    assert float(values.std()) == pytest.approx(3 / 12**0.5, rel=0.05)
+
+
+def test_a_local_latent_starts_where_its_site_says():
+    table = find(one_local_latent(dist.Beta(2.0, 3.0), initial=0.2)).tables["z"]
+    assert torch.allclose(table.values(), torch.full((12,), 0.2))
+
+
+def test_local_latents_may_have_event_dimensions():
+    prior = dist.Normal(torch.zeros(3), torch.ones(3)).to_event(1)
+    train, meta = two_sets()
+    made = kernel(one_local_latent(prior), train, meta, train_batch=5)
+    assert made.latents.tables["z"].value.shape == (12, 3)
+    made.step()
+    assert (made.latents.tables["z"].value != 0).all(1).sum() == 5
+
+
+def test_the_density_on_the_real_line_has_the_jacobian_times_the_temperature():
+    train, meta = two_sets()
+    latents = find(one_local_latent(dist.Beta(2.0, 3.0), initial=0.3))
+    value = torch.full((12,), 0.3)
+    prior = dist.Beta(2.0, 3.0).log_prob(value).sum()
+    jacobian = (value * (1 - value)).log().sum()
+    for temperature in (1.0, 0.5, 0.0):
+        latents.temperature = {"z": temperature}
+        found = -latents.potential(train.full(), meta.full())
+        assert torch.allclose(found, prior + temperature * jacobian, rtol=1e-5)
+
+
+def test_a_latent_per_meta_point_takes_the_step_of_its_own_conditional():
+    """Its plate scales by N_m / B_m, which is not the train plate's factor."""
+
+    def program(train, meta):
+        with train.plate("train"):
+            pyro.sample("w", dist.Beta(2.0, 2.0))
+        with meta.plate("meta"):
+            pyro.sample("z", dist.Normal(4.0, 1.0))
+
+    train, meta = two_sets()
+    made = kernel(
+        program,
+        train,
+        meta,
+        train_batch=4,
+        meta_batch=3,
+        step_size=0.1,
+        temperature=0.0,
+        minibatches="importance",
+    )
+    made.step()
+    table = made.latents.tables["z"]
+    wanted = torch.zeros(6)
+    wanted[table.index] = 0.1 / 2 * 4.0
+    assert torch.allclose(table.value, wanted)
+
+
+def test_a_row_that_occurs_twice_moves_once_and_totals_stay_exact():
+    def program(train, meta):
+        plate = train.plate("train")
+        with plate:
+            z = pyro.sample("z", dist.Uniform(0.0, 1.0))
+        pyro.factor("total", plate_sum("sum", z, train))
+
+    train, meta = two_sets()
+    latents = Latents.find(program, train.full(), meta.full())
+    batch = train.batch(torch.tensor([7, 2, 7]))
+    latents.potential(batch, meta.full())
+    latents.move_rows("z", torch.tensor([1.0, 2.0, 3.0]), distinct=False)
+    table = latents.tables["z"]
+    assert table.value[7] == 1.0 and table.value[2] == 2.0
+    assert (table.value != 0).sum() == 2
+    assert torch.allclose(latents.sums["sum"].total.float(), table.values().sum())
+
+
+def test_masked_terms_are_left_out():
+    keep = torch.arange(12) < 5
+
+    def program(train, meta):
+        with train.plate("train"), poutine.mask(mask=keep[train.index]):
+            pyro.sample("z", dist.Normal(3.0, 1.0))
+
+    train, meta = two_sets()
+    made = kernel(program, train, meta, temperature=0.0, train_batch=12)
+    made.step()
+    assert torch.equal(made.latents.tables["z"].value != 0, keep)
+
+
+# global latents
+
+
+def test_a_global_latent_is_kept_on_the_real_line():
+    def program(train, meta):
+        pyro.sample("scale", dist.LogNormal(1.0, 0.5), infer={"initial": 3.0})
+
+    train, meta = two_sets()
+    made = kernel(program, train, meta)
+    site = made.latents.globals["scale"]
+    assert float(site.transform(site.value.detach())) == pytest.approx(3.0)
+    made.latents.backward(train.full(), meta.full())
+    # on the log scale a LogNormal is a Normal: score (u - 1) / 0.5^2
+    assert float(site.value.grad) == pytest.approx((torch.log(torch.tensor(3.0)) - 1) / 0.25)
+
+
+def test_a_global_latent_has_its_prior_as_posterior_where_nothing_is_observed():
+    def program(train, meta):
+        pyro.sample("scale", dist.LogNormal(1.0, 0.5))
+
+    train, meta = two_sets()
+    made = kernel(program, train, meta, step_size=0.1)
+    draws = []
+    for step in range(4000):
+        made.step()
+        if step > 100:
+            draws.append(made.latents.globals["scale"].value.detach().clone())
+    values = torch.stack(draws)
+    assert float(values.mean()) == pytest.approx(1.0, abs=0.1)
+    assert float(values.std()) == pytest.approx(0.5, abs=0.06)
+
+
+# networks
+
+
+def laplace(name, parameter):
+    return dist.Laplace(torch.zeros_like(parameter), 0.5).to_event()
+
+
+def shifted(name, parameter):
+    return dist.Normal(torch.full_like(parameter, 0.7), 2.0).to_event()
+
+
+@pytest.mark.parametrize(
+    ("prior", "score"),
+    [
+        (laplace, lambda name, p: p.sign() / 0.5),
+        (shifted, lambda name, p: (p - 0.7) / 4),
+        (NormalPrior(2.0), lambda name, p: p / 4),
+        (
+            NormalPrior(2.0, {"bias": 0.5}),
+            lambda name, p: p / (0.25 if name == "bias" else 4.0),
+        ),
+    ],
+)
+def test_gradient_of_any_prior_is_the_analytic_one(prior, score):
+    train, meta = two_sets()
+    network = nn.Linear(2, 2)
+    made = kernel(
+        bind(joint, Parts(network, FixedWeights(torch.ones(12)), prior=prior)), train, meta
+    )
+    made.latents.backward(train.full(), meta.full())
+    energy = cross_entropy(network(train.input), train.target).sum()
+    energy = energy + cross_entropy(network(meta.input), meta.target).sum()
+    wanted = torch.autograd.grad(energy, list(network.parameters()))
+    found = made.latents.networks["theta"].gradients()
+    for (name, p), gradient, data in zip(network.named_parameters(), found, wanted, strict=True):
+        assert torch.allclose(gradient, data + score(name, p.detach()), atol=1e-5)
+
+
+@pytest.mark.parametrize("prior", [laplace, shifted, NormalPrior(2.0)])
+def test_joint_potential_counts_each_prior_once(prior):
+    train, meta = two_sets()
+    network = nn.Linear(2, 2)
+    parts = Parts(network, FixedWeights(torch.ones(12)), prior=prior)
+    latents = Latents.find(bind(joint, parts), train.full(), meta.full())
+    energy = cross_entropy(network(train.input), train.target).sum()
+    energy = energy + cross_entropy(network(meta.input), meta.target).sum()
+    for name, parameter in network.named_parameters():
+        energy = energy - prior(name, parameter).log_prob(parameter)
+    assert torch.allclose(latents.joint_potential(train.full(), meta.full()), energy, rtol=1e-5)
+
+
+def test_only_a_zero_mean_gaussian_of_one_scale_has_a_closed_form_score():
+    assert zero_mean_scale(dist.Normal(torch.zeros(3), 2.0).to_event(1)) == 2.0
+    assert zero_mean_scale(dist.Normal(torch.tensor([0.0, 1.0]), 2.0)) is None
+    assert zero_mean_scale(dist.Normal(torch.zeros(2), torch.tensor([1.0, 2.0]))) is None
+    assert zero_mean_scale(dist.Laplace(torch.zeros(2), 1.0)) is None
+
+
+def test_frozen_parameters_stay_and_are_no_part_of_the_state():
+    train, meta = two_sets()
+    network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    network[0].requires_grad_(False)
+    before = network[0].weight.clone()
+    parts = Parts(network, InstanceWeights(), SparsityPrior(0.5))
+    made = kernel(bind(joint, parts), train, meta)
+    made.step()
+    assert torch.equal(network[0].weight, before)
+    assert made.latents.networks["theta"].names == ["1.weight", "1.bias"]
+    assert not any("0.weight" in name for name in made.state_dict())
+
+
+@pytest.mark.parametrize("auxiliary", ["persistent", "restarted", "reverted"])
+def test_running_statistics_of_networks_are_restored(auxiliary):
+    train, meta = two_sets()
+
+    def program(network):
+        parts = Parts(network, InstanceWeights(), SparsityPrior(0.5))
+        return bind(lambda t, m, parts: normalised(t, m, parts, auxiliary=auxiliary), parts)
+
+    network, other = normed(), normed()
+    first = kernel(program(network), train, meta, train_batch=6)
+    for _ in range(5):
+        first.step()
+    again = kernel(program(other), train, meta, train_batch=6)
+    again.load_state_dict(first.state_dict())
+    assert torch.equal(other[1].running_mean, network[1].running_mean)
+    noise = torch.get_rng_state()  # of dropout
+    first.step()
+    torch.set_rng_state(noise)
+    again.step()
+    for name, value in first.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+def test_a_reverted_companion_has_the_running_statistics_of_its_network():
+    train, meta = two_sets()
+    parts = Parts(normed(), InstanceWeights(), SparsityPrior(0.5))
+    made = kernel(bind(normalised, parts), train, meta)
+    made.step()
+    assert torch.equal(parts.auxiliary[1].running_mean, parts.network[1].running_mean)
+
+
+@pytest.mark.parametrize("model", [joint, normalised])
+def test_looking_at_a_chain_does_not_change_it(model):
+    """Values and potentials are taken in eval mode: no statistics move, no dropout."""
+    train, meta = two_sets()
+    network = normed()
+    parts = Parts(network, WeightNetwork(4), SparsityPrior(0.5))
+    made = kernel(bind(model, parts), train, meta)
+    for _ in range(3):
+        made.step()
+    before, noise = made.state_dict(), torch.get_rng_state()
+    w = made.site_values(chunk=5)
+    assert torch.equal(made.site_values(chunk=12), w)
+    made.latents.joint_potential(train.full(), meta.full())
+    assert all(torch.equal(made.state_dict()[name], value) for name, value in before.items())
+    assert torch.equal(torch.get_rng_state(), noise)
+    assert network.training and network[1].training
+
+
+def test_evaluation_mode_restores_every_part_as_it_was():
+    network = normed()
+    network[1].eval()
+    with evaluation_mode(network):
+        assert not any(part.training for part in network.modules())
+    assert network.training and network[2].training and not network[1].training
+    with pytest.raises(ValueError, match="here"), evaluation_mode(network):
+        raise ValueError("here")
+    assert network.training and not network[1].training
+
+
+# groups, state, refusals
+
+
+def test_groups_are_networks_and_latents_and_name_what_companions_follow():
+    parts = Parts(nn.Linear(2, 2), InstanceWeights(), SparsityPrior(0.5))
+
+    def groups(auxiliary):
+        model = bind(lambda t, m, parts: normalised(t, m, parts, auxiliary=auxiliary), parts)
+        return find(model).groups()
+
+    assert groups("persistent") == {"theta": None, "auxiliary": "theta", "w": None}
+    assert groups("reverted") == {"theta": None, "w": None}  # moves with theta
+    network = Parts(nn.Linear(2, 2), WeightNetwork(2), SparsityPrior(0.5))
+    assert find(bind(joint, network)).groups() == {"theta": None, "phi": None}
+
+
+def test_state_of_another_shape_is_refused_by_name():
+    first, other = (
+        find(bind(joint, Parts(nn.Linear(2, classes), InstanceWeights()))) for classes in (2, 3)
+    )
+    with pytest.raises(InputError, match=r"network/theta/weight has shape \(3, 2\)"):
+        first.load_state_dict(other.state_dict())
+
+
+def test_a_program_without_latents_is_refused():
+    with pytest.raises(InputError, match="no latent site"):
+        find(lambda train, meta: pyro.factor("f", torch.tensor(1.0)))
+
+
+def test_values_of_a_site_that_is_not_there_are_refused():
+    train, meta = two_sets()
+    made = kernel(bind(joint, Parts(nn.Linear(2, 2), InstanceWeights())), train, meta)
+    with pytest.raises(InputError, match="no site 'v'"):
+        made.site_values("v")
+
+
+def test_user_networks_beside_theta_are_networks_too():
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def program(train, meta):
+        a = sample_network("theta", first, NormalPrior())
+        b = sample_network("gate", second, NormalPrior())
+        with meta.plate("meta"):
+            logits = a(meta.input) * b(meta.input)
+            pyro.sample("y", dist.Categorical(logits=logits), obs=meta.target)
+
+    train, meta = two_sets()
+    made = kernel(program, train, meta, step_size={"theta": 0.1, "gate": 0.2})
+    before = second.weight.detach().clone()
+    made.step()
+    assert set(made.latents.groups()) == {"theta", "gate"}
+    assert not torch.equal(second.weight, before)

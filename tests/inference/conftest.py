@@ -1,0 +1,114 @@
+"""The command, called within the test's process (seconds less of imports) or in one of its own."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+
+from inference.run import main
+
+SMALL = ("data.source=digits", "steps=6", "burn_in=2", "thinning=2", "evaluate_every=3", "chains=1")
+"""The smallest run that makes draws, evaluations and snapshots."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Bit-identity needs the same number of threads in all processes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def call(*arguments: str) -> Outcome:
+    """`python -m inference.run` with these arguments, in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    root = logging.getLogger()
+    kept = sys.argv, warnings.formatwarning, list(root.handlers), root.level
+    sys.argv = ["run.py", *arguments]
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                main()
+                code = 0
+            except SystemExit as stop:
+                code = stop.code if isinstance(stop.code, int) else 1
+    finally:
+        sys.argv, warnings.formatwarning = kept[:2]
+        root.handlers[:], root.level = kept[2:]
+        GlobalHydra.instance().clear()
+        HydraConfig.instance().cfg = None
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def command() -> Callable[..., Outcome]:
+    """Calls the command at the smallest size that works, with further options."""
+    return lambda *options: call(*SMALL, *options)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts `python -m inference.run` as a process of its own; none outlives the test."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def begin(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "inference.run", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        )
+        processes.append(process)
+        return process
+
+    yield begin
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The folder of a finished small run with these options; made once, so leave it as it is."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def find(*options: str) -> Path:
+        if options not in made:
+            folder = tmp_path_factory.mktemp("run")
+            outcome = call(*SMALL, f"run_dir={folder}", *options)
+            assert outcome.code == 0, outcome.err
+            made[options] = folder
+        return made[options]
+
+    return find
+
+
+@pytest.fixture
+def results() -> Callable[[Path], dict[str, Any]]:
+    return lambda folder: json.loads((folder / "results.json").read_text())

@@ -1,0 +1,87 @@
+"""Accuracy, the posterior predictive over chains, and what the monitor adds to a chain's rows."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from bads_ppl.data import Data
+from bads_ppl.losses import cross_entropy
+from inference.evaluation import TaskMonitor, accuracy, predictive_accuracy
+
+
+class Logits(nn.Module):
+    """Gives the inputs back, and remembers the mode that it was called in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.modes: list[bool] = []
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        self.modes.append(self.training)
+        return input * self.scale
+
+
+def logits(*rows: tuple[float, float]) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.float32)
+
+
+def monitor(network: nn.Module, test: Data, weights: list[float]) -> TaskMonitor:
+    train = Data(torch.zeros(len(weights), 2), torch.zeros(len(weights), dtype=torch.int64))
+    rare = torch.arange(len(weights)) < 1
+    w = torch.tensor(weights)
+    groups = {"rare": rare, "frequent": ~rare}
+    return TaskMonitor(network, cross_entropy, train, train, test, groups, lambda _: w, 2)
+
+
+@pytest.fixture
+def test_set() -> Data:
+    return Data(logits((2, 0), (0, 1), (3, 0), (0, 4)), torch.tensor([0, 1, 1, 1]), name="test")
+
+
+def test_accuracy_is_the_share_of_rows_whose_largest_score_is_the_target():
+    assert accuracy(logits((2, 0), (0, 1), (3, 0), (0, 4)), torch.tensor([0, 1, 1, 1])) == 0.75
+
+
+def test_an_evaluation_reports_accuracy_loss_and_mean_weight_by_group(test_set):
+    row = monitor(Logits(), test_set, [0.9, 0.1, 0.3]).on_evaluate(None, burnt_in=False)
+    assert row["test.accuracy"] == 0.75
+    expected = cross_entropy(test_set.input, test_set.target).mean()
+    assert row["test.loss"] == pytest.approx(float(expected))
+    assert row["groups.rare.mean_weight"] == pytest.approx(0.9)
+    assert row["groups.frequent.mean_weight"] == pytest.approx(0.2)
+
+
+def test_the_network_is_evaluated_in_eval_mode_and_left_in_its_own(test_set):
+    network = Logits()
+    monitor(network, test_set, [0.5, 0.5]).on_evaluate(None, burnt_in=True)
+    assert network.training and not any(network.modes)
+
+
+def test_the_predictive_averages_probabilities_of_all_chains_after_burn_in():
+    target = torch.tensor([0, 0])
+    chains = []
+    # Of the second point one chain is sure and right, the other unsure and wrong.
+    for rows in ([(1, 0), (9, 0)], [(1, 0), (0, 1)]):
+        one = monitor(Logits(), Data(logits(*rows), target, name="test"), [0.5, 0.5])
+        one.on_evaluate(None, burnt_in=False)
+        assert int(one.count) == 0 and float(one.sum.sum()) == 0
+        one.on_evaluate(None, burnt_in=True)
+        chains.append(SimpleNamespace(monitor=one))
+    assert predictive_accuracy(chains[1:], target) == 0.5
+    assert predictive_accuracy(chains, target) == 1.0
+
+
+def test_the_state_of_a_monitor_continues_its_average(test_set):
+    first = monitor(Logits(), test_set, [0.5, 0.5])
+    first.on_evaluate(None, burnt_in=True)
+    state = {name: value.clone() for name, value in first.state_dict().items()}
+    first.on_evaluate(None, burnt_in=True)
+    second = monitor(Logits(), test_set, [0.5, 0.5])
+    second.load_state_dict(state)
+    second.on_evaluate(None, burnt_in=True)
+    assert torch.equal(first.sum, second.sum) and int(second.count) == 2
