@@ -13,7 +13,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,7 @@ from bads_ppl.data import Batch, Data
 from bads_ppl.draws import ChainDraws, DrawWriter, read_draws
 from bads_ppl.errors import InputError
 from bads_ppl.losses import Loss
+from bads_ppl.program import Impact
 from bads_ppl.sgld import SGLD
 from bads_ppl.sites import evaluation_mode
 from bads_ppl.snapshots import drop_snapshots, save_snapshot
@@ -61,7 +62,7 @@ class Plan:
         burn_in: steps before the first draw; default half of `steps`.
         thinning: steps between draws.
         snapshots: networks to keep per chain, at draws evenly spaced; 0 keeps none.
-        evaluate_every: steps between evaluations (rows of metrics.jsonl); default steps / 20.
+        evaluate_every: steps between evaluations (rows of metrics.jsonl); default steps / 10.
         check_every: steps between looks at the state: finite values, progress bar, signals apart.
         checkpoint_seconds: seconds between checkpoints.
     """
@@ -110,7 +111,7 @@ class Plan:
 
     @property
     def evaluation_steps(self) -> int:
-        return max(1, self.steps // 20) if self.evaluate_every is None else self.evaluate_every
+        return max(1, self.steps // 10) if self.evaluate_every is None else self.evaluate_every
 
 
 class Monitor(Protocol):
@@ -212,6 +213,18 @@ def fingerprint(data: Data) -> str:
     for tensor in (data.ids, data.target, *(x[rows] for x in tree_leaves(data.input))):
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def evidence(chains: Sequence[ChainResult], impact: Impact) -> str:
+    """What the draws of all chains may be called: the weakest of `SGLD.evidence`.
+
+    Impact constants (24), (25) that differ for theta and w make them "approximate" at best.
+    """
+    found = {chain.kernel.evidence for chain in chains}
+    if impact.weight != impact.train:
+        found.add("approximate")
+    order = ("optimisation path", "approximate", "calibrated")
+    return next(name for name in order if name in found)
 
 
 Make = Callable[[int, torch.Generator], tuple[SGLD, Monitor]]

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from bads_ppl.chains import Plan, ThetaMonitor, run_chains
+from bads_ppl.chains import Plan, ThetaMonitor, evidence, run_chains
 from bads_ppl.checks import check_network
 from bads_ppl.data import Data, check_disjoint
 from bads_ppl.device import resolve_device
@@ -170,7 +170,9 @@ def select(
             target=sparsity,
         )
         selection = Selection.from_draws(
-            train_data.ids.numpy(), [result.draws.w for result in results], mode="calibrated"
+            train_data.ids.numpy(),
+            [result.draws.w for result in results],
+            evidence=evidence(results, impact or Impact()),
         )
     if isinstance(network, nn.Module):
         network.load_state_dict(first[0].state_dict())

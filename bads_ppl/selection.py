@@ -72,9 +72,9 @@ class Selection:
         chains: number of chains.
         draws: number of draws, of all chains together.
         interval: probability that the interval of ranks covers, in (0, 1).
-        mode: how the draws were made: "calibrated" ones are posterior draws; "paper" ones are an
-            optimisation path, and "fixed" weights were given, so that sd, probability and ranks
-            are no posterior evidence there.
+        evidence: what the draws are: "calibrated" posterior draws, "approximate", an "optimisation
+            path" (`bads_ppl.chains.evidence`), or "fixed" weights that were given. Only for the
+            first are sd, probability and ranks posterior evidence.
         columns: name to (K,): more about each point, such as its group, label or source.
         positions: (K,) int64, rows in the train set, 0 to N - 1; default 0 to K - 1.
         size: N, points of the train set; default K.
@@ -95,7 +95,7 @@ class Selection:
     chains: int
     draws: int
     interval: float = 0.9
-    mode: str = "calibrated"
+    evidence: str = "calibrated"
     columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     # None is replaced at once, so readers never see it.
     positions: NDArray[np.int64] = None  # type: ignore[assignment]
@@ -145,7 +145,7 @@ class Selection:
         draws: Sequence[NDArray[Any]],
         *,
         interval: float = 0.9,
-        mode: str = "calibrated",
+        evidence: str = "calibrated",
         columns: Mapping[str, ArrayLike] | None = None,
         scratch: Path | None = None,
     ) -> Selection:
@@ -158,7 +158,7 @@ class Selection:
             ids: (N,) the points' ids, in the order of the draws' columns and of the train set.
             draws: one array (D_c, N) of weights per chain. Fixed weights are one chain of one row.
             interval: probability that the intervals of ranks cover, in (0, 1).
-            mode: how the draws were made, see `Selection`.
+            evidence: how the draws were made, see `Selection`.
             columns: name to (N,): more about each point.
             scratch: folder for the temporary file; default the system's.
 
@@ -184,7 +184,7 @@ class Selection:
             len(chains),
             count,
             interval,
-            mode,
+            evidence,
             given,
         )
 
@@ -271,7 +271,7 @@ class Selection:
             chains=self.chains,
             draws=self.draws,
             interval=self.interval,
-            mode=self.mode,
+            evidence=self.evidence,
         )
 
     def sorted(self) -> Selection:
@@ -313,7 +313,7 @@ class Selection:
             total = float(self.mean.sum())
             parts.append(f"total weight {total:,.4g}, mean {total / len(self):.3g}")
         origin = f"{self.chains} chain{'s' * (self.chains != 1)}, "
-        origin += f"{self.draws:,} draw{'s' * (self.draws != 1)}, {self.mode}"
+        origin += f"{self.draws:,} draw{'s' * (self.draws != 1)}, {self.evidence}"
         head = f"Selection of {'; '.join(parts)} ({origin})"
         if not len(self):
             return head
@@ -359,7 +359,7 @@ class Selection:
             "chains": self.chains,
             "draws": self.draws,
             "interval": self.interval,
-            "mode": self.mode,
+            "evidence": self.evidence,
             "size": self.size,
         }
         metadata = {**(table.schema.metadata or {}), _METADATA: json.dumps(about).encode()}

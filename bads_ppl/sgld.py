@@ -53,7 +53,8 @@ class SGLD(MCMCKernel):
         clip: longest drift eta / 2 |grad U| of a step, for all groups or per group: of the whole
             group for networks, of each row for local sites. It keeps a chain from jumps; since
             the drift shrinks with eta and the bound does not, its bias vanishes with the step
-            (Brosse et al., 2019). `diagnostics` gives the share of steps in which it acted.
+            (Brosse et al., 2019). `diagnostics` gives the share of steps after warm-up in which it
+            acted.
         train_batch: rows of the train set per step; None: min(100, N_t).
         meta_batch: rows of the meta set per step; None: min(50, N_m).
         minibatches: "uniform", or "importance": half of the train rows are drawn in proportion to
@@ -120,6 +121,7 @@ class SGLD(MCMCKernel):
         if torch.multiprocessing.parent_process() is not None:
             # MCMC starts each chain as a copy of this kernel: without this all would be the same.
             self.generator.manual_seed(torch.initial_seed())
+        self.warmup_steps = warmup_steps
         self.train, self.meta = args
         train_batch = min(100, len(self.train)) if self.train_batch is None else self.train_batch
         meta_batch = min(50, len(self.meta)) if self.meta_batch is None else self.meta_batch
@@ -246,16 +248,19 @@ class SGLD(MCMCKernel):
     def _clip(
         self, group: str, grads: list[Tensor], bound: float, *, by_row: bool
     ) -> Tensor | float:
-        """Bound the gradients in place, and count how often that was needed; see `_move`."""
+        """Bound the gradients in place; see `_move`. Counts how often, after warm-up."""
+        shortened: Tensor | float = 1.0
         if by_row:
             (grad,) = grads
-            self.clipped[group] += (grad.abs() > bound).to(grad.dtype).mean()
+            acted = (grad.abs() > bound).to(grad.dtype).mean()
             grad.clamp_(-bound, bound)
-            return 1.0
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-        self.clipped[group] += norm > bound
-        shortened: Tensor = (bound / (norm + 1e-12)).clamp(max=1.0)
-        torch._foreach_mul_(grads, shortened)
+        else:
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+            acted = norm > bound
+            shortened = (bound / (norm + 1e-12)).clamp(max=1.0)
+            torch._foreach_mul_(grads, shortened)
+        if self.steps >= self.warmup_steps:
+            self.clipped[group] += acted
         return shortened
 
     # what the outside sees
@@ -375,8 +380,29 @@ class SGLD(MCMCKernel):
                 report["mean_w"] = float(plate_sum.total) / len(self.train)
         return report
 
+    @property
+    def evidence(self) -> str:
+        """What the draws so far may be called (reads from the device).
+
+        "calibrated": p^(1/T) up to the bias of the step size. "approximate": the drift of some
+        group is not the gradient of one density (companions that restart or revert, temperatures
+        that differ, a clip that acted). "optimisation path": mode "paper".
+        """
+        if self.mode == "paper":
+            return "optimisation path"
+        networks = self.latents.networks.values()
+        companions = [network.companion for network in networks]
+        approximate = (
+            any(
+                isinstance(c, Revert) or (c is not None and c.every is not None) for c in companions
+            )
+            or len(set(self.temperatures.values())) > 1
+            or any(float(count) > 0 for count in self.clipped.values())
+        )
+        return "approximate" if approximate else "calibrated"
+
     def diagnostics(self) -> dict[str, Any]:
-        steps = max(self.steps, 1)
+        steps = max(self.steps - self.warmup_steps, 1)
         return {
             "steps": self.steps,
             "mode": self.mode,

@@ -26,7 +26,7 @@ from bads_ppl.weights import WeightNetwork
 def save_snapshot(folder: Path, draw: int, networks: dict[str, NetworkSite]) -> None:
     """Write the parameters and buffers of a chain's networks, companions left out."""
     tensors = {
-        f"{name}/{key}": value.detach().cpu().clone()  # tied parameters share their memory
+        f"{name}/{key}": value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, site in networks.items()
         if site.companion is None
         for key, value in site.module.state_dict().items()
@@ -36,7 +36,7 @@ def save_snapshot(folder: Path, draw: int, networks: dict[str, NetworkSite]) -> 
 
 
 def drop_snapshots(folder: Path, after: int) -> None:
-    """Remove networks of draws after `after`, which a stopped run left: its checkpoint lacks them."""
+    """Remove networks of draws after `after`: a stopped run left them, its checkpoint did not."""
     for path in folder.glob("snapshot-*.safetensors"):
         if int(path.stem.removeprefix("snapshot-")) > after:
             path.unlink()

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bads_ppl import plots
 from bads_ppl.atomic import atomic_path
-from bads_ppl.chains import ChainResult, Plan, chain_generator, run_chains
+from bads_ppl.chains import ChainResult, Plan, chain_generator, evidence, run_chains
 from bads_ppl.checks import check_network
 from bads_ppl.device import resolve_device
 from bads_ppl.errors import Diverged, InputError
@@ -104,6 +104,7 @@ def run(config: DictConfig, choices: Choices) -> dict[str, Any]:
     folder = Path(run_dir(config, choices, setup))
     check_folder(folder, config)
     results = _chains(config, task, setup, plan, device, folder)
+    save_config(folder, config)
     return _report(config, choices, task, setup, results, folder)
 
 
@@ -156,6 +157,12 @@ def prepare_folder(folder: Path, config: DictConfig) -> None:
     if config.overwrite:
         for path in [path for pattern in WRITTEN for path in folder.glob(pattern)]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if not (folder / CONFIG).exists():
+        save_config(folder, config)
+
+
+def save_config(folder: Path, config: DictConfig) -> None:
+    """Write the settings; on resuming only once the chains are as long as these say."""
     with atomic_path(folder / CONFIG) as temporary:
         OmegaConf.save(config, temporary, resolve=True)
 
@@ -169,17 +176,30 @@ def settings(config: DictConfig) -> dict[str, Any]:
 
 def _check_same_settings(path: Path, config: DictConfig) -> None:
     try:
-        before = settings(OmegaConf.load(path))  # type: ignore[arg-type]
+        before = _flat(settings(OmegaConf.load(path)))  # type: ignore[arg-type]
     except Exception as error:
-        raise InputError(f"{path} cannot be read ({error}): the run cannot be resumed") from error
-    now = settings(config)
-    for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name):
-            raise InputError(
-                f"run_dir {path.parent} holds a run with other settings: {name} was "
-                f"{before.get(name)}, now {now.get(name)}. Resume with the same settings, or use "
-                "another run_dir"
-            )
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} cannot be read ({reason}): the run cannot be resumed") from error
+    now = _flat(settings(config))
+    differ = [
+        f"{name} was {before.get(name)}, now {now.get(name)}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    if differ:
+        raise InputError(
+            f"run_dir {path.parent} holds a run with other settings: {'; '.join(differ)}. Resume "
+            "with the same settings, or use another run_dir"
+        )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves by their dotted names."""
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        inner = isinstance(value, dict)
+        leaves |= _flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
+    return leaves
 
 
 def _chains(
@@ -278,11 +298,11 @@ def _report(
     group = np.full(len(task.train), "", dtype=object)
     for name, mask in task.groups.items():
         group[mask.numpy()] = name
-    mode = "fixed" if setup.fixed is not None else config.sampler.mode
+    found = "fixed" if setup.fixed is not None else evidence(chains, setup.impact)
     selection = Selection.from_draws(
         task.train.ids.numpy(),
         [chain.draws.w for chain in chains],
-        mode=mode,
+        evidence=found,
         columns={"group": group, "label": label},
     )
     selection.to_parquet(folder / "weights.parquet")
@@ -295,7 +315,8 @@ def _report(
         "weights": weights,
         "sampler": choices.sampler,
         "preset": choices.preset,
-        "mode": mode,
+        "mode": config.sampler.mode,
+        "evidence": found,
         "temperature": config.method.temperature,
         "seed": config.seed,
     }

@@ -155,9 +155,9 @@ def test_the_last_draw_describes_the_state_at_its_step(tmp_path):
     (result,) = run(tmp_path, plan=plan)  # the last draw is made at the last step
     kernel, values = result.kernel, result.draws.values
     network = kernel.latents.networks["theta"].module
-    loss = cross_entropy(network(meta.input), meta.target).mean()
+    loss = cross_entropy(network(meta.input), meta.target).mean().detach()
     assert values["meta_loss"][-1] == pytest.approx(float(loss))
-    assert values["norm.weight"][-1] == pytest.approx(float(network.weight.norm()))
+    assert values["norm.weight"][-1] == pytest.approx(float(network.weight.detach().norm()))
     potential = kernel.latents.joint_potential(train.full(), meta.full())
     assert values["potential"][-1] == pytest.approx(float(potential))
     assert np.allclose(result.draws.w[-1], kernel.site_values())

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 from bads_ppl.data import Data, check_disjoint
 from bads_ppl.errors import InputError
 from bads_ppl.losses import cross_entropy
-from bads_ppl.priors import SparsityPrior
+from bads_ppl.priors import NormalPrior, SparsityPrior
 from bads_ppl.program import Parts, bind
 from bads_ppl.sites import Latents
 from bads_ppl.weights import InstanceWeights, WeightNetwork
@@ -79,7 +79,9 @@ def test_traced_log_density_on_full_data_is_the_potential_and_the_priors(weights
     """Any Pyro handler and the kernel must see one and the same density."""
     train, meta = points(6), points(4, name="meta")
     network = nn.Linear(2, 2)
-    source = InstanceWeights(0.3, 0.7) if weights == "instance" else WeightNetwork(2, classes=2)
+    source = InstanceWeights(0.3, 0.7)
+    if weights == "network":
+        source = WeightNetwork(2, classes=2, prior=NormalPrior(1.0))
     program = bind(joint, Parts(network, source, SparsityPrior(0.5, scale=2.0)))
     latents = Latents.find(program, train.full(), meta.full())
     values = {f"theta.{name}": p.detach().clone() for name, p in network.named_parameters()}

@@ -55,10 +55,12 @@ def test_factor_on_all_data_is_8(total):
     assert scaled == pytest.approx(wanted / 4)
 
 
-def test_default_scale_is_a_tenth_of_the_target():
+def test_default_scale_is_a_fiftieth_of_the_target():
     train, _ = two_sets(20)
     w = torch.full((20,), 0.6)  # total 12 for a target of 10
-    assert log_factor(SparsityPrior(0.5), w, train.full()) == pytest.approx(-0.5 * 2.0**2, rel=1e-4)
+    assert log_factor(SparsityPrior(0.5), w, train.full()) == pytest.approx(
+        -0.5 * 10.0**2, rel=1e-3
+    )
 
 
 def test_running_total_is_9_with_the_last_ten_batch_means():

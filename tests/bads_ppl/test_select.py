@@ -68,14 +68,15 @@ def test_clean_points_outweigh_flipped_ones_with_joint():
         clouds((10, 10), 2),
         sparsity=0.5,
         model="joint",
+        impact=Impact(weight=20.0),  # at 1 a point moves its weight by exp(-w l) at most
         chains=2,
         seed=0,
-        plan=Plan(600),
+        plan=Plan(500),
         device="cpu",
     )
     clean, wrong = selection.mean[~flipped], selection.mean[flipped]
-    assert clean.mean() > 1.5 * wrong.mean()
-    assert (clean[:, None] > wrong[None, :]).mean() > 0.9  # area under the ROC curve
+    assert clean.mean() > 5 * wrong.mean()
+    assert (clean[:, None] > wrong[None, :]).mean() > 0.95  # area under the ROC curve
     assert accuracy(net, clouds((200, 200), 3)) > 0.95
 
 

@@ -33,7 +33,7 @@ class TestFromDraws:
         np.testing.assert_allclose(selection.sd, pooled.std(axis=0, ddof=1))
         np.testing.assert_array_equal(selection.probability, (pooled > 0.5).mean(axis=0))
         assert (selection.chains, selection.draws) == (3, 21)
-        assert selection.mode == "calibrated"
+        assert selection.evidence == "calibrated"
 
     def test_rank_interval_holds_the_ranks_of_its_share_of_draws(self):
         pooled = np.concatenate(make_draws(1, (200,)))
@@ -55,7 +55,7 @@ class TestFromDraws:
 
     def test_fixed_weights_have_sd_zero_and_ties_share_their_ranks(self):
         fixed = np.array([0.0, 1.0, 1.0, 0.3, 0.0])
-        selection = Selection.from_draws(IDS, [fixed[None]], mode="fixed")
+        selection = Selection.from_draws(IDS, [fixed[None]], evidence="fixed")
         np.testing.assert_array_equal(selection.mean, fixed)
         assert (selection.sd == 0).all()
         assert selection.probability.tolist() == [0, 1, 1, 0, 0]
@@ -197,11 +197,11 @@ class TestTaking:
 
     def test_parquet_gives_back_the_same_selection(self, tmp_path):
         path = tmp_path / "weights.parquet"
-        selection = make_selection(mode="paper", interval=0.8).top(3)
+        selection = make_selection(evidence="approximate", interval=0.8).top(3)
         selection.to_parquet(path)
         back = Selection.from_parquet(path)
         pd.testing.assert_frame_equal(back.to_frame(), selection.to_frame())
-        for name in ("chains", "draws", "interval", "mode", "size"):
+        for name in ("chains", "draws", "interval", "evidence", "size"):
             assert getattr(back, name) == getattr(selection, name)
         np.testing.assert_array_equal(back.positions, selection.positions)
         assert pd.read_parquet(path).loc[selection.ids[0], "group"] == selection[0].columns["group"]

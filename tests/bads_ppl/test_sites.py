@@ -80,8 +80,8 @@ def test_a_uniform_latent_is_sampled_uniformly(minibatches):
         made.step()
         draws.append(made.site_values("w").clone())
     values = torch.stack(draws)
-    assert float(values.mean()) == pytest.approx(3.5, abs=0.05)
-    assert float(values.std()) == pytest.approx(3 / 12**0.5, rel=0.05)
+    assert float(values.mean()) == pytest.approx(3.5, abs=0.1)
+    assert float(values.std()) == pytest.approx(3 / 12**0.5, rel=0.07)
 
 
 def test_a_local_latent_starts_where_its_site_says():

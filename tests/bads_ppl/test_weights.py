@@ -46,13 +46,23 @@ def test_weight_network_starts_at_the_initial_weight_everywhere():
     assert torch.allclose(weights(features, target), torch.full((8,), 0.2))
 
 
-def test_weight_network_is_a_sigmoid_of_a_linear_layer_on_embedding_and_label():
+def test_weight_network_is_a_sigmoid_of_a_linear_layer_on_direction_and_label():
     weights = WeightNetwork(2, classes=3, initial=0.5)
     with torch.no_grad():
         weights.linear.weight.copy_(torch.tensor([[1.0, -2.0, 0.1, 0.2, 0.3]]))
         weights.linear.bias.fill_(0.5)
-    found = weights(torch.tensor([[3.0, 1.0], [0.0, 0.0]]), torch.tensor([2, 0]))
-    assert torch.allclose(found, torch.sigmoid(torch.tensor([1.0 + 0.3 + 0.5, 0.1 + 0.5])))
+    found = weights(torch.tensor([[6.0, 8.0], [0.0, 0.0]]), torch.tensor([2, 0]))
+    assert torch.allclose(found, torch.sigmoid(torch.tensor([0.6 - 1.6 + 0.3 + 0.5, 0.1 + 0.5])))
+
+
+def test_the_length_of_an_embedding_does_not_matter_to_a_weight_network():
+    weights = WeightNetwork(3)
+    with torch.no_grad():
+        weights.linear.weight.normal_(generator=generator())
+    data = points()
+    first = weights(data.input, data.target)
+    assert torch.allclose(first, weights(100 * data.input, data.target))
+    assert first.std() > 0.05
 
 
 def test_labels_do_not_matter_to_a_weight_network_without_classes():
@@ -68,7 +78,8 @@ def test_sampled_weight_network_is_latent_in_phi_and_computes_w():
     data, weights = points(), WeightNetwork(3, prior=NormalPrior(2.0))
     trace = traced(weights, data.full(), data.input)
     phi = {name: trace.nodes[name]["value"] for name in ("phi.linear.weight", "phi.linear.bias")}
-    logit = data.input @ phi["phi.linear.weight"][0] + phi["phi.linear.bias"]
+    direction = data.input / data.input.norm(dim=1, keepdim=True)
+    logit = direction @ phi["phi.linear.weight"][0] + phi["phi.linear.bias"]
     assert torch.allclose(trace.nodes["w"]["value"], torch.sigmoid(logit))
     wanted = sum(torch.distributions.Normal(0, 2.0).log_prob(v).sum() for v in phi.values())
     assert float(trace.log_prob_sum()) == pytest.approx(float(wanted), rel=1e-5)  # w adds nothing

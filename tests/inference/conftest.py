@@ -42,7 +42,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def call(*arguments: str) -> Outcome:
+def run_here(*arguments: str) -> Outcome:
     """`python -m inference.run` with these arguments, in this process."""
     out, err = io.StringIO(), io.StringIO()
     root = logging.getLogger()
@@ -63,10 +63,21 @@ def call(*arguments: str) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def small() -> tuple[str, ...]:
+    return SMALL
+
+
+@pytest.fixture(scope="session")
+def call() -> Callable[..., Outcome]:
+    """Calls the command with these arguments and no others."""
+    return run_here
+
+
+@pytest.fixture(scope="session")
 def command() -> Callable[..., Outcome]:
     """Calls the command at the smallest size that works, with further options."""
-    return lambda *options: call(*SMALL, *options)
+    return lambda *options: run_here(*SMALL, *options)
 
 
 @pytest.fixture
@@ -101,7 +112,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def find(*options: str) -> Path:
         if options not in made:
             folder = tmp_path_factory.mktemp("run")
-            outcome = call(*SMALL, f"run_dir={folder}", *options)
+            outcome = run_here(*SMALL, f"run_dir={folder}", *options)
             assert outcome.code == 0, outcome.err
             made[options] = folder
         return made[options]
