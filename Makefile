@@ -3,6 +3,7 @@
 VENV := .venv
 PYTHON ?=
 ARGS :=
+METHODS := bads,mixing,meta_only,random_select,dup_meta
 
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -11,7 +12,7 @@ CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup run test test-all lint format clean check-python
+.PHONY: help setup run results test test-all lint format clean check-python
 
 help: ## List the targets
 	@sed -n -e 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
@@ -22,6 +23,12 @@ setup: $(READY) ## Set up what running needs, in .venv, once
 
 run: $(READY) ## Select data on MNIST (continues a run that is there); make run ARGS="seed=1 method=mixing"
 	@$(PY) -m inference.run task=mnist resume=true $(ARGS)
+
+results: $(READY) ## Measure the table of the README: 5 seeds, 5 methods, 3 set-ups (about an hour and a half)
+	@$(PY) -m inference.run -m resume=true chains=2 seed=0,1,2,3,4 method=$(METHODS) task=mnist \
+	  task.meta_per_class=25,5
+	@$(PY) -m inference.run -m resume=true chains=2 seed=0,1,2,3,4 method=$(METHODS) task=mnist10
+	@$(PY) -m inference.report runs
 
 test: lint ## Set up, check style and types, run the tests; fewer: make test ARGS="-m 'not slow'"
 	@$(PY) -m pytest $(ARGS)

@@ -272,6 +272,8 @@ def run_chains(
     """
     if chains < 1:
         raise InputError(f"chains must be at least 1, got {chains}")
+    if seed < 0:
+        raise InputError(f"seed must be 0 or more, got {seed}")
     about = {
         "settings": settings or {},
         "seed": seed,

@@ -7,6 +7,7 @@ batch's weights (B,). A user's own class needs no more than that and `needs_feat
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import pyro
@@ -37,6 +38,13 @@ class Weights(Protocol):
         ...
 
 
+@lru_cache
+def _beta(mean: float, concentration: float, device: torch.device) -> dist.Beta:
+    """Beta(a, a (1 - mean) / mean), built once: a step neither builds it nor copies to a device."""
+    a = torch.tensor(concentration, device=device)
+    return dist.Beta(a, a * (1 - mean) / mean, validate_args=False)
+
+
 @dataclass(frozen=True)
 class InstanceWeights:
     """One latent weight per train point, w_i ~ Beta(a, a (1 - mean) / mean).
@@ -59,8 +67,7 @@ class InstanceWeights:
             raise InputError(f"the prior mean of a weight must be in (0, 1), got {self.mean}")
 
     def sample(self, train: Batch, plate: ScaledPlate, features: Tensor | None = None) -> Tensor:
-        a = torch.tensor(self.concentration, device=train.target.device)
-        prior = dist.Beta(a, a * (1 - self.mean) / self.mean, validate_args=False)
+        prior = _beta(self.mean, self.concentration, train.target.device)
         with plate:
             w: Tensor = pyro.sample(SITE, prior, infer={"initial": self.mean})  # type: ignore[arg-type]
         return w

@@ -110,7 +110,7 @@ def test_a_plan_counts_its_draws():
     assert PLAN.draws == 6 and PLAN.snapshot_draws == {3, 6}
     assert Plan(100, snapshots=0).snapshot_draws == set()
     assert Plan(100, snapshots=50).snapshot_draws == {1, 2, 3, 4, 5}
-    assert Plan(1000).evaluation_steps == 50 and Plan(5, thinning=1).evaluation_steps == 1
+    assert Plan(1000).evaluation_steps == 100 and Plan(5, thinning=1).evaluation_steps == 1
 
 
 @pytest.mark.parametrize(
@@ -364,13 +364,15 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
         run(tmp_path, resume=True)
 
 
-def test_no_chain_is_refused(tmp_path):
+def test_no_chain_and_no_seed_are_refused(tmp_path):
     with pytest.raises(InputError, match="chains must be at least 1, got 0"):
         run(tmp_path, chains=0)
+    with pytest.raises(InputError, match="seed must be 0 or more, got -1"):
+        run(tmp_path, seed=-1)
 
 
 def test_a_chain_that_diverges_stops_with_its_last_good_checkpoint(tmp_path):
-    plan = Plan(40, burn_in=20, thinning=3, check_every=1)
+    plan = Plan(40, burn_in=20, thinning=3, evaluate_every=1, check_every=1)
     with pytest.raises(Stopped):
         run(tmp_path, plan=plan, stop_at=2)
     before = (tmp_path / "chain-0" / CHECKPOINT).read_bytes()

@@ -44,7 +44,7 @@ def test_a_damaged_file_is_refused_with_the_remedy(tmp_path, damage):
     path = tmp_path / "c.safetensors"
     save_checkpoint(path, TENSORS, ABOUT)
     path.write_bytes(path.read_bytes()[:-5] if damage is None else damage)
-    with pytest.raises(InputError, match="cannot be read .*it is damaged; remove it"):
+    with pytest.raises(InputError, match=r"cannot be read .*it is damaged; remove it"):
         load_checkpoint(path)
 
 

@@ -87,7 +87,7 @@ def test_draws_that_are_not_there_are_refused(tmp_path, count):
 
 
 def test_a_damaged_folder_is_refused(tmp_path):
-    with pytest.raises(InputError, match="draws.json cannot be read"):
+    with pytest.raises(InputError, match=r"draws\.json cannot be read"):
         read_draws(tmp_path)
     write(tmp_path, range(3))
     path = tmp_path / FUNCTIONS
@@ -98,5 +98,5 @@ def test_a_damaged_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match="has no weights"):
         read_draws(tmp_path)
     (tmp_path / HEADER).write_text("{")
-    with pytest.raises(InputError, match="draws.json cannot be read"):
+    with pytest.raises(InputError, match=r"draws\.json cannot be read"):
         read_draws(tmp_path)

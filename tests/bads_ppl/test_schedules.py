@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 
 from bads_ppl.errors import InputError
@@ -14,7 +16,7 @@ def test_warmdown_falls_along_half_a_cosine_and_then_stays():
     values = [schedule(step) for step in range(151)]
     assert values[0] == 1.0 and values[50] == pytest.approx(0.55)
     assert values[100] == pytest.approx(0.1) and values[150] == values[100]
-    assert all(a > b for a, b in zip(values[:100], values[1:101], strict=True))
+    assert all(a > b for a, b in pairwise(values[:101]))
     assert values[0] - values[10] < values[50] - values[60]  # slow at first
 
 

@@ -15,6 +15,7 @@ from bads_ppl.program import Impact
 from bads_ppl.schedules import Warmdown
 from bads_ppl.select import describe, find_model
 from bads_ppl.snapshots import Snapshots
+from bads_ppl.weights import WeightNetwork
 from models import joint, normalised
 
 SHORT = Plan(30, burn_in=10, thinning=5)
@@ -222,7 +223,9 @@ def test_any_callable_with_the_signature_is_a_model():
 def test_a_weight_network_weighs_too_and_scores_new_points(tmp_path):
     selection = short(weights="network", run_dir=tmp_path)
     assert ((selection.mean > 0) & (selection.mean < 1)).all()
-    assert (tmp_path / "chain-1" / "w.f32").exists()
+    new = Data(*clouds((3, 3), 9).tensors)
+    scores, _ = Snapshots(tmp_path).weigh(network(), WeightNetwork(8, initial=0.5), new)
+    assert scores.shape == (6,) and ((scores > 0) & (scores < 1)).all()
 
 
 def test_seeds_give_the_same_selection_again_and_differ():

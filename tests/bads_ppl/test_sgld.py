@@ -430,6 +430,17 @@ def test_divergence_is_named_with_steps_to_try():
             made.check_finite()
 
 
+def test_parameters_that_are_not_finite_are_divergence_before_the_potential_shows_it():
+    train, meta = logistic_data()
+    made = kernel(bind(joint, parts()), train, meta)
+    made.step()
+    made.check_finite()
+    with torch.no_grad():
+        made.latents.networks["theta"].parameters[0].view(-1)[0] = float("inf")
+    with pytest.raises(Diverged, match="the chain diverged"):
+        made.check_finite()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
