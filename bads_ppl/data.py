@@ -17,7 +17,7 @@ import torch
 from pyro.poutine.scale_messenger import ScaleMessenger
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from bads_ppl.errors import InputError
 
@@ -118,12 +118,12 @@ class Data:
         self.input = input
         self.target = target
         self.name = name
+        self.namespace: object = self if ids is None else None  # sets share ids within one
         self._check_ids(given=ids is not None)
         for what, leaf in [("input", x) for x in tree_leaves(input)] + [("target", target)]:
             self._check_finite(leaf, what)
 
     def _check_ids(self, *, given: bool) -> None:
-        self.has_own_ids = given
         if not given:
             return
         if len(self.ids) != len(self.target):
@@ -177,7 +177,7 @@ class Data:
         """These checked points again, without checking them again."""
         data = object.__new__(Data)
         data.input, data.target, data.ids = input, target, ids
-        data.name, data.has_own_ids = name or self.name, self.has_own_ids
+        data.name, data.namespace = name or self.name, self.namespace
         return data
 
     def batch(self, rows: Tensor, importance: Tensor | None = None) -> Batch:
@@ -199,7 +199,8 @@ class Data:
     def from_dataset(cls, dataset: Dataset[Any] | Data, *, name: str) -> Data:
         """Read a map-style dataset of (input, target) or (index, input, target) into memory.
 
-        `index` is the point's stable id; without it the position in the dataset is the id.
+        `index` is the point's stable id; without it the position in the dataset is the id, in a
+        `Subset` that in the underlying dataset.
 
         Raises:
             InputError: if the dataset is empty, an item has another form, or items do not stack.
@@ -231,19 +232,35 @@ class Data:
                 "Convert them to tensors, padded or cropped to one shape"
             ) from error
         parts = [tuple(block) for block in blocks]
-        ids = torch.cat([torch.as_tensor(p[0]) for p in parts]) if len(form) == 3 else None
         input = tree_map(lambda *xs: torch.cat(xs), *[p[-2] for p in parts])
         target = torch.cat([torch.as_tensor(p[-1]) for p in parts])
-        return cls(input, target, ids, name=name)
+        if len(form) == 3:
+            ids = torch.cat([torch.as_tensor(p[0]) for p in parts])
+            return cls(input, target, ids, name=name)
+        whole, rows = _underlying(dataset)
+        data = cls(input, target, rows, name=name)
+        data.namespace = whole
+        return data
+
+
+def _underlying(dataset: Any) -> tuple[object, Tensor]:
+    """The dataset that a `Subset` (of a `Subset` ...) was taken from, and its rows there (N,)."""
+    rows = torch.arange(len(dataset))
+    while isinstance(dataset, Subset):
+        rows = torch.as_tensor(list(dataset.indices))[rows]
+        dataset = dataset.dataset
+    return dataset, rows
 
 
 def check_disjoint(train: Data, meta: Data) -> None:
-    """Refuse train and meta sets that share ids (where both name their points).
+    """Refuse train and meta sets that share points, as far as their ids can tell.
+
+    Ids can tell where both sets give their own, or both were taken from one dataset.
 
     Raises:
         InputError: with the first shared ids.
     """
-    if not (train.has_own_ids and meta.has_own_ids):
+    if train.namespace is not meta.namespace:
         return
     shared = train.ids[torch.isin(train.ids, meta.ids)]
     if len(shared):

@@ -87,7 +87,9 @@ def select(
         temperature: T of theta; 1 samples the posterior, less stays closer to its mode.
         sparsity_scale: sigma of (8) in points; default 2 % of the target.
         prior_scale: sd of every network parameter.
-        impact: impact constants (24), (25).
+        impact: impact constants (24), (25), default 1. With model="joint" a point's own loss then
+            hardly moves its weight (trap 10): to tell wrong labels apart take Impact(weight=5) or
+            more, which makes the draws approximate.
         train_batch: train points per step; default min(100, N_t).
         meta_batch: meta points per step; default min(50, N_m).
         device: auto, cpu, cuda or mps.
@@ -112,6 +114,7 @@ def select(
     program_model = find_model(model) if isinstance(model, str) else model
     if weights not in ("instance", "network"):
         raise InputError(f"weights must be 'instance' or 'network', got {weights!r}")
+    impact = impact if impact is not None else Impact()
     group = "w" if weights == "instance" else "phi"
     steps = {"theta": 2 * LEARNING_RATE / points, group: WEIGHT_STEP[group], **(step_size or {})}
     plan = plan if plan is not None else Plan(1500)
@@ -127,7 +130,7 @@ def select(
         if weights == "network":
             width = last_linear(own).in_features
             source = WeightNetwork(width, initial=sparsity).to(place)
-        parts = Parts(own, source, prior, loss, NormalPrior(prior_scale), impact or Impact())
+        parts = Parts(own, source, prior, loss, NormalPrior(prior_scale), impact)
         kernel = SGLD(
             bind(program_model, parts),
             step_size=steps,
@@ -162,7 +165,7 @@ def select(
                 "temperature": temperature,
                 "sparsity_scale": sparsity_scale,
                 "prior_scale": prior_scale,
-                "impact": describe(impact or Impact()),
+                "impact": describe(impact),
                 "batches": [train_batch, meta_batch],
             },
             resume=resume,
@@ -172,7 +175,7 @@ def select(
         selection = Selection.from_draws(
             train_data.ids.numpy(),
             [result.draws.w for result in results],
-            evidence=evidence(results, impact or Impact()),
+            evidence=evidence(results, impact),
         )
     if isinstance(network, nn.Module):
         network.load_state_dict(first[0].state_dict())

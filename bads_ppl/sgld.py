@@ -365,13 +365,16 @@ class SGLD(MCMCKernel):
         return OrderedDict((k, f"{v:.4g}") for k, v in self.report().items())
 
     def report(self) -> dict[str, float]:
-        """Losses of the last minibatch per point, and the mean weight (reads from the device)."""
+        """Losses of the last minibatch per point, and the mean weight (reads from the device).
+
+        "weighted_train_loss" is the mean of rho w l over the batch as drawn.
+        """
         report: dict[str, float] = {}
         terms = self.latents.terms
         if "meta_target" in terms:
             report["meta_loss"] = -float(terms["meta_target"].mean())
         if "train_loss" in terms:
-            report["train_loss"] = -float(terms["train_loss"].mean())
+            report["weighted_train_loss"] = -float(terms["train_loss"].mean())
         table = self.latents.tables.get(SITE)
         if table is not None:
             report["mean_w"] = float(table.values().mean())

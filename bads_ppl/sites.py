@@ -291,17 +291,20 @@ class Latents:
             yield
 
     def joint_potential(self, train: Batch, meta: Batch) -> Tensor:
-        """The potential () with all priors, without graph and without the companion's terms.
+        """The potential () with all priors, without graph and without companions' terms.
+
+        Terms of a companion network are the sites whose names begin with its name.
 
         Networks are in eval mode, as they are in `values`.
         """
+        companions = [f"{name}_" for name, site in self.networks.items() if site.companion]
         with self._still(), _Evaluate(self) as run:
             self.program(train, meta)
             log_joint = torch.stack(
                 [
                     term
                     for name, term in zip(run.names, run.log_probs, strict=True)
-                    if not name.startswith("auxiliary")
+                    if not name.startswith(tuple(companions))
                 ]
             ).sum()
             for network in self.networks.values():
@@ -452,7 +455,12 @@ class _Find(Messenger):
         module, prior, name, companion = msg["args"]
         site = NetworkSite(name, module, prior, companion)
         self.latents.networks[name] = site
-        msg["value"], msg["done"], msg["stop"] = module, True, True
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with evaluation_mode(module):  # finding sites is no step: statistics stay as they are
+                return module(*args, **kwargs)
+
+        msg["value"], msg["done"], msg["stop"] = call, True, True
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or site_is_subsample(msg):
@@ -476,6 +484,11 @@ class _Find(Messenger):
             unconstrained = torch.zeros(transform.inverse_shape(shape), device=like.device)
         else:
             start = torch.as_tensor(initial, dtype=like.dtype, device=like.device)
+            if start.numel() != 1:
+                raise InputError(
+                    f"'initial' of site {name!r} must be one number, got shape "
+                    f"{tuple(start.shape)}: all rows and elements start at the same value"
+                )
             unconstrained = transform.inv(start.expand(shape)).contiguous()
         plates = [f for f in msg["cond_indep_stack"] if f.vectorized]
         if plates:

@@ -156,13 +156,13 @@ def test_from_dataset_of_pairs_numbers_the_points():
     x, y = torch.randn(5, 3, generator=generator()), torch.arange(5)
     data = Data.from_dataset(TensorDataset(x, y), name="train")
     assert torch.equal(data.input, x) and torch.equal(data.target, y)
-    assert data.ids.tolist() == [0, 1, 2, 3, 4] and not data.has_own_ids
+    assert data.ids.tolist() == [0, 1, 2, 3, 4] and data.namespace is not None
 
 
 def test_from_dataset_of_triples_takes_the_index_as_id():
     items = [(70 + k, torch.full((2,), float(k)), k % 2) for k in range(600)]  # more than a block
     data = Data.from_dataset(Items(items), name="train")
-    assert data.ids.tolist() == list(range(70, 670)) and data.has_own_ids
+    assert data.ids.tolist() == list(range(70, 670)) and data.namespace is None
     assert data.input[:, 0].tolist() == list(range(600))
     assert data.target.tolist() == [k % 2 for k in range(600)]
 
@@ -176,7 +176,7 @@ def test_from_dataset_stacks_dict_inputs():
 def test_from_dataset_passes_data_on_under_the_new_name():
     data = points(ids=torch.arange(6) + 9)
     again = Data.from_dataset(data, name="meta")
-    assert again.name == "meta" and again.has_own_ids and again.input is data.input
+    assert again.name == "meta" and again.namespace is None and again.input is data.input
     assert data.name == "train"
 
 
@@ -257,3 +257,19 @@ def test_losses_of_a_batch_agree_with_those_of_its_rows():
     batch = data.batch(rows)
     every = cross_entropy(network(data.input), data.target)
     assert torch.allclose(cross_entropy(network(batch.input), batch.target), every[rows])
+
+
+def test_subsets_of_one_dataset_that_overlap_are_refused():
+    whole = torch.utils.data.TensorDataset(torch.arange(10.0)[:, None], torch.zeros(10))
+    halves = [torch.utils.data.Subset(whole, rows) for rows in (range(6), [9, 4, 5, 6])]
+    train, meta = (Data.from_dataset(half, name="set") for half in halves)
+    assert meta.ids.tolist() == [9, 4, 5, 6]
+    with pytest.raises(InputError, match=r"2 shared ids, the first .4, 5."):
+        check_disjoint(train, meta)
+    nested = torch.utils.data.Subset(torch.utils.data.Subset(whole, range(6, 10)), [3, 0])
+    assert Data.from_dataset(nested, name="meta").ids.tolist() == [9, 6]
+    check_disjoint(train, Data.from_dataset(nested, name="meta"))
+    first = Data(torch.zeros(4, 1), torch.zeros(4))
+    with pytest.raises(InputError, match="1 shared ids"):
+        check_disjoint(first.subset(torch.tensor([0, 1])), first.subset(torch.tensor([1, 2])))
+    check_disjoint(first, Data(torch.zeros(4, 1), torch.zeros(4)))

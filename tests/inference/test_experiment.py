@@ -148,7 +148,13 @@ def test_metrics_are_those_of_the_chains_in_order(options, finished, results):
     assert apart == (folder / "metrics.jsonl").read_text()
     last = [row["test.accuracy"] for row in rows if row["step"] == 6]
     assert results(folder)["test"]["accuracy_last"] == pytest.approx(np.mean(last))
-    named = {"test.accuracy", "test.loss", "groups.rare.mean_weight", "meta_loss", "train_loss"}
+    named = {
+        "test.accuracy",
+        "test.loss",
+        "groups.rare.mean_weight",
+        "meta_loss",
+        "weighted_train_loss",
+    }
     assert all(named <= set(row) and all(map(np.isfinite, row.values())) for row in rows)
 
 
