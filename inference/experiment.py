@@ -38,8 +38,17 @@ log = logging.getLogger(__name__)
 
 RESULTS, CONFIG = "results.json", "config.yaml"
 
-NOT_SETTINGS = ("run_dir", "resume", "overwrite", "steps", "device", "data", "checkpoint_seconds")
-"""Top-level options that a resumed run may change: a chain may be lengthened or moved."""
+NOT_SETTINGS = (
+    "run_dir",
+    "resume",
+    "overwrite",
+    "steps",
+    "chains",
+    "device",
+    "data",
+    "checkpoint_seconds",
+)
+"""Top-level options that a resumed run may change: longer or more chains, or another machine."""
 
 WRITTEN = (
     "chain-[0-9]*",

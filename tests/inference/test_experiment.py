@@ -479,3 +479,11 @@ def test_a_chain_that_diverges_names_a_step_size_and_keeps_a_good_checkpoint(
     floating = [tensor for tensor in tensors.values() if tensor.is_floating_point()]
     assert floating and all(bool(tensor.isfinite().all()) for tensor in floating)
     assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_chains_added_on_resuming_are_those_of_a_run_with_as_many(command, tmp_path):
+    grown, whole = tmp_path / "grown", tmp_path / "whole"
+    assert command(f"run_dir={grown}").code == 0
+    assert command(f"run_dir={grown}", "chains=2", "resume=true").code == 0
+    assert command(f"run_dir={whole}", "chains=2").code == 0
+    assert chain_files(grown) == chain_files(whole)
