@@ -457,8 +457,11 @@ def test_all_that_a_run_writes_is_known_to_overwrite(finished):
 
 
 def test_settings_leave_out_what_may_change():
-    config = OmegaConf.create({"seed": 3, "steps": 5, "resume": True, "run_dir": "x", "chains": 2})
-    assert settings(config) == {"seed": 3, "chains": 2}
+    may = {"steps": 5, "chains": 2, "resume": True, "run_dir": "x"}
+    assert settings(OmegaConf.create({"seed": 3, "thinning": 2, **may})) == {
+        "seed": 3,
+        "thinning": 2,
+    }
 
 
 # ------------------------------------------------------------------------------------ divergence
