@@ -25,9 +25,9 @@ run: $(READY) ## Select data on MNIST (continues a run that is there); make run 
 	@$(PY) -m inference.run task=mnist resume=true $(ARGS)
 
 results: $(READY) ## Measure the table of the README: 5 seeds, 5 methods, 3 set-ups (about an hour and a half)
-	@$(PY) -m inference.run -m resume=true chains=2 seed=0,1,2,3,4 method=$(METHODS) task=mnist \
+	@$(PY) -m inference.run -m resume=true seed=0,1,2,3,4 method=$(METHODS) task=mnist \
 	  task.meta_per_class=25,5
-	@$(PY) -m inference.run -m resume=true chains=2 seed=0,1,2,3,4 method=$(METHODS) task=mnist10
+	@$(PY) -m inference.run -m resume=true seed=0,1,2,3,4 method=$(METHODS) task=mnist10
 	@$(PY) -m inference.report runs
 
 test: lint ## Set up, check style and types, run the tests; fewer: make test ARGS="-m 'not slow'"
