@@ -20,11 +20,11 @@ from torch import Tensor
 
 from bads_ppl.data import Data
 from bads_ppl.errors import Diverged, InputError
+from bads_ppl.latents import Latents
 from bads_ppl.minibatches import ImportanceMinibatches, UniformMinibatches, check_batch_size
 from bads_ppl.primitives import Revert
 from bads_ppl.program import Program
 from bads_ppl.schedules import Schedule, by_group
-from bads_ppl.sites import Latents
 from bads_ppl.weights import SITE
 
 PAPER_NOISE = 1e-5

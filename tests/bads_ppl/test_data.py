@@ -8,10 +8,10 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from bads_ppl.data import Data, check_disjoint
 from bads_ppl.errors import InputError
+from bads_ppl.latents import Latents
 from bads_ppl.losses import cross_entropy
 from bads_ppl.priors import NormalPrior, SparsityPrior
 from bads_ppl.program import Parts, bind
-from bads_ppl.sites import Latents
 from bads_ppl.weights import InstanceWeights, WeightNetwork
 from models import joint
 

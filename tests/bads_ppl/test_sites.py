@@ -7,12 +7,13 @@ from torch import nn
 
 from bads_ppl.data import Data
 from bads_ppl.errors import InputError
+from bads_ppl.latents import Latents
 from bads_ppl.losses import cross_entropy
 from bads_ppl.primitives import plate_sum, sample_network
 from bads_ppl.priors import NormalPrior, SparsityPrior
 from bads_ppl.program import Parts, bind
 from bads_ppl.sgld import SGLD
-from bads_ppl.sites import Latents, evaluation_mode, zero_mean_scale
+from bads_ppl.sites import evaluation_mode, zero_mean_scale
 from bads_ppl.weights import FixedWeights, InstanceWeights, WeightNetwork
 from models import joint, normalised
 

@@ -1,0 +1,292 @@
+"""The latent values of a program, held in place between the steps of a stochastic-gradient kernel.
+
+`Latents` runs a program once to find its sites and then keeps their values: parameters of networks
+in the modules themselves, other global latents as tensors, and local latents of a subsampled
+plate in tables with one row per point. `Latents.potential` runs the program on a minibatch with
+these values in place and returns the potential energy, ready for `backward()`.
+
+Everything here is on the unconstrained scale unless it says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import pyro
+import torch
+from torch import Tensor
+
+from bads_ppl.data import Batch
+from bads_ppl.errors import InputError
+from bads_ppl.primitives import Restart, Revert
+from bads_ppl.program import Program
+from bads_ppl.sites import (
+    GlobalSite,
+    NetworkSite,
+    PlateSum,
+    RunningMean,
+    Table,
+    evaluation_mode,
+    first_occurrence,
+)
+from bads_ppl.tracing import Evaluate, Find
+
+
+@dataclass
+class Latents:
+    """All latent values of a program, and the running statistics that its statements ask for.
+
+    Args:
+        program: the program.
+        train: a batch to find the sites with.
+        meta: likewise.
+        generator: draws the initial values of global latents that have no `initial`.
+    """
+
+    program: Program
+    networks: dict[str, NetworkSite] = field(default_factory=dict)
+    globals: dict[str, GlobalSite] = field(default_factory=dict)
+    tables: dict[str, Table] = field(default_factory=dict)
+    sums: dict[str, PlateSum] = field(default_factory=dict)
+    means: dict[str, RunningMean] = field(default_factory=dict)
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    temperature: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def find(cls, program: Program, train: Batch, meta: Batch) -> Latents:
+        """Run the program once on two batches and set up its sites.
+
+        Global and local latents start at `infer={"initial": value}` (constrained) where the site
+        says so, else at 0 on the unconstrained scale; networks at their present parameters.
+
+        Raises:
+            InputError: if a site is discrete, a network has nothing to sample, or there is no
+                latent at all.
+        """
+        latents = cls(program)
+        with torch.no_grad(), pyro.validation_enabled(False), Find(latents):
+            program(train, meta)
+        if not (latents.networks or latents.globals or latents.tables):
+            raise InputError("the program has no latent site: sample at least the network")
+        for network in latents.networks.values():
+            companion = network.companion
+            if companion is not None and companion.network not in latents.networks:
+                raise InputError(
+                    f"network {network.name!r} accompanies {companion.network!r}, not a network "
+                    f"of the program: it has {sorted(latents.networks)}"
+                )
+        return latents
+
+    def groups(self) -> dict[str, str | None]:
+        """Names of the groups that take a step size, with the group each falls back on."""
+        found: dict[str, str | None] = {
+            name: site.companion.network if site.companion else None
+            for name, site in self.networks.items()
+            if site.moves is None
+        }
+        return found | dict.fromkeys([*self.globals, *self.tables])
+
+    def _evaluate(self, train: Batch, meta: Batch) -> Evaluate:
+        with pyro.validation_enabled(False), Evaluate(self) as run:
+            self.program(train, meta)
+        for network in self.networks.values():
+            if network.decay is None and network.moves is None:
+                run.add(f"{network.name}.prior", network.log_prior(), frozenset())
+        self.terms = run.terms
+        return run
+
+    def potential(self, train: Batch, meta: Batch) -> Tensor:
+        """Minibatch estimate () of the potential, with its graph; terms are kept in `terms`.
+
+        Network priors with a closed-form score are left out here and enter with
+        `NetworkSite.gradients`.
+        """
+        return -torch.stack(self._evaluate(train, meta).log_probs).sum()
+
+    def backward(self, train: Batch, meta: Batch) -> Tensor:
+        """Gradients of `potential` in all latents; returns its value (), detached.
+
+        Companions that take back the moves due to a plate get that plate's share of the gradient.
+        """
+        self.zero_grad()
+        reverts = [site for site in self.networks.values() if site.moves is not None]
+        if not reverts:
+            potential = self.potential(train, meta)
+            potential.backward()
+            return potential.detach()
+        (site,) = reverts
+        assert isinstance(site.companion, Revert)
+        run = self._evaluate(train, meta)
+        inside = [site.companion.plate in plates for plates in run.plates]
+        pairs = list(zip(run.log_probs, inside, strict=True))
+        part = -torch.stack([term for term, i in pairs if i]).sum()
+        rest = -torch.stack([term for term, i in pairs if not i]).sum()
+        part.backward(retain_graph=True)  # a program may share one forward pass
+        accompanied = self.networks[site.companion.network].parameters
+        site.part = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in accompanied]
+        rest.backward()
+        return (part + rest).detach()
+
+    @contextmanager
+    def _still(self) -> Iterator[None]:
+        """A look that leaves no trace: networks in eval mode keep their running statistics."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(pyro.validation_enabled(False))
+            for network in self.networks.values():
+                stack.enter_context(evaluation_mode(network.module))
+            yield
+
+    def joint_potential(self, train: Batch, meta: Batch) -> Tensor:
+        """The potential () with all priors, without graph and without companions' terms.
+
+        Terms of a companion network are the sites whose names begin with its name.
+
+        Networks are in eval mode, as they are in `values`.
+        """
+        companions = [f"{name}_" for name, site in self.networks.items() if site.companion]
+        with self._still(), Evaluate(self) as run:
+            self.program(train, meta)
+            log_joint = torch.stack(
+                [
+                    term
+                    for name, term in zip(run.names, run.log_probs, strict=True)
+                    if not name.startswith(tuple(companions))
+                ]
+            ).sum()
+            for network in self.networks.values():
+                if network.companion is None:
+                    log_joint = log_joint + network.log_prior()
+        self.drop_pending()
+        return -log_joint
+
+    def values(self, site: str, train: Batch, meta: Batch) -> Tensor:
+        """Values (B,) of a local site, latent or computed, for the batch's rows; constrained.
+
+        Raises:
+            InputError: if the program has no such site.
+        """
+        with self._still(), Evaluate(self, keep=site) as run:
+            self.program(train, meta)
+        self.drop_pending()
+        if run.kept is None:
+            raise InputError(f"the program has no site {site!r}")
+        return run.kept
+
+    def zero_grad(self) -> None:
+        for network in self.networks.values():
+            for parameter in network.parameters:
+                parameter.grad = None
+        for site in self.globals.values():
+            site.value.grad = None
+
+    @torch.no_grad()
+    def move_rows(self, table_name: str, new: Tensor, *, distinct: bool) -> None:
+        """Write the batch's rows of a table and keep the totals exact.
+
+        Where a row occurs twice, its first occurrence counts.
+        """
+        table = self.tables[table_name]
+        assert table.index is not None and table.constrained is not None
+        share = None
+        if not distinct:
+            first, share = first_occurrence(table.index)
+            new = new[first]
+        table.value[table.index] = new
+        for plate_sum in self.sums.values():
+            if plate_sum.table == table_name:
+                plate_sum.add(table.transform(new) - table.constrained.detach(), share)
+
+    @torch.no_grad()
+    def finish_step(self, step: int, *, distinct: bool) -> None:
+        """After all groups moved: commit statistics, restart companions. `step` counts from 1."""
+        for mean in self.means.values():
+            mean.commit()
+        for plate_sum in self.sums.values():
+            if plate_sum.pending is None or plate_sum.memory is None:
+                continue
+            index, value = plate_sum.pending
+            share = None
+            if not distinct:
+                first, share = first_occurrence(index)
+                value = value[first]
+            plate_sum.add(value - plate_sum.memory[index], share)
+            plate_sum.memory[index] = value
+            plate_sum.pending = None
+        for network in self.networks.values():
+            companion = network.companion
+            if companion is None:
+                continue
+            if isinstance(companion, Restart) and (
+                companion.every is None or step % companion.every
+            ):
+                continue
+            other = self.networks[companion.network]
+            torch._foreach_copy_(network.parameters, other.parameters)
+            if network.moves is not None:
+                torch._foreach_add_(network.parameters, network.moves)
+            for mine, theirs in zip(network.module.buffers(), other.module.buffers(), strict=True):
+                mine.copy_(theirs)
+
+    def drop_pending(self) -> None:
+        """Forget the statistics of an evaluation that is not a step."""
+        for plate_sum in self.sums.values():
+            plate_sum.pending = None
+        for mean in self.means.values():
+            mean.pending = None
+
+    # State for checkpoints: every tensor by name, in a fixed order.
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and tensors of the state; the tensors are the live ones."""
+        for name, network in self.networks.items():
+            for parameter, tensor in zip(network.names, network.parameters, strict=True):
+                yield f"network/{name}/{parameter}", tensor
+            for buffer, tensor in network.module.named_buffers():
+                yield f"buffer/{name}/{buffer}", tensor
+        for name, site in self.globals.items():
+            yield f"global/{name}", site.value
+        for name, table in self.tables.items():
+            yield f"table/{name}", table.value
+        for name, plate_sum in self.sums.items():
+            yield f"sum/{name}/total", plate_sum.total
+            if plate_sum.memory is not None:
+                yield f"sum/{name}/memory", plate_sum.memory
+        for name, mean in self.means.items():
+            yield f"mean/{name}/values", mean.values
+        for name, network in self.networks.items():
+            for parameter, tensor in zip(network.names, network.moves or [], strict=False):
+                yield f"moves/{name}/{parameter}", tensor
+
+    def state_dict(self) -> dict[str, Tensor]:
+        state = {name: tensor.detach().clone() for name, tensor in self.tensors()}
+        for name, mean in self.means.items():
+            state[f"mean/{name}/count"] = torch.tensor(mean.count)
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` gave.
+
+        Raises:
+            InputError: if names or shapes differ: the state is that of another program.
+        """
+        mine = dict(self.tensors())
+        wanted = set(mine) | {f"mean/{name}/count" for name in self.means}
+        if wanted != set(state):
+            differ = sorted(wanted ^ set(state))[:3]
+            raise InputError(
+                f"the checkpoint belongs to another program: sites differ, such as {differ}. "
+                "Resume with the settings of the first run, or start anew in another run_dir"
+            )
+        with torch.no_grad():
+            for name, tensor in mine.items():
+                if tensor.shape != state[name].shape:
+                    raise InputError(
+                        f"the checkpoint belongs to another program: {name} has shape "
+                        f"{tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
+                    )
+                tensor.copy_(state[name])
+        for name, mean in self.means.items():
+            mean.count = int(state[f"mean/{name}/count"])

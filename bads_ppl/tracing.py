@@ -1,0 +1,217 @@
+"""The two Pyro handlers that run a program for a stochastic-gradient kernel.
+
+`Find` records a program's sites and sets up their values; `Evaluate` runs the program with those
+values in place and collects its log-probabilities.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import biject_to
+
+from bads_ppl.errors import InputError
+from bads_ppl.sites import (
+    GlobalSite,
+    NetworkSite,
+    PlateSum,
+    RunningMean,
+    Table,
+    evaluation_mode,
+)
+
+if TYPE_CHECKING:
+    from bads_ppl.latents import Latents
+
+
+def _unconstrain(fn: Any) -> Any:
+    """The bijection from real numbers to the support of a distribution, free of its batch shape.
+
+    Bounds that are tensors, as those of Uniform, are taken as numbers where all agree, so that the
+    bijection fits any number of rows.
+    """
+    support = fn.support
+    if isinstance(support, constraints.interval):
+        bounds = [torch.as_tensor(b) for b in (support.lower_bound, support.upper_bound)]
+        low, high = (float(b.flatten()[0]) if (b == b.flatten()[0]).all() else b for b in bounds)
+        support = constraints.interval(low, high)
+    elif isinstance(support, constraints.greater_than):
+        bound = torch.as_tensor(support.lower_bound)
+        if (bound == bound.flatten()[0]).all():
+            support = constraints.greater_than(float(bound.flatten()[0]))
+    return biject_to(support)
+
+
+def _total_dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+class Find(Messenger):
+    """Records the sites of a program and gives them their initial values."""
+
+    def __init__(self, latents: Latents) -> None:
+        super().__init__()
+        self.latents = latents
+        self.seen: dict[str, Any] = {}
+
+    def _pyro_network(self, msg: Any) -> None:
+        module, prior, name, companion = msg["args"]
+        site = NetworkSite(name, module, prior, companion)
+        self.latents.networks[name] = site
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with evaluation_mode(module):  # finding sites is no step: statistics stay as they are
+                return module(*args, **kwargs)
+
+        msg["value"], msg["done"], msg["stop"] = call, True, True
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or site_is_subsample(msg):
+            return
+        name, fn = msg["name"], msg["fn"]
+        if fn.support.is_discrete:
+            raise InputError(
+                f"site {name!r} is discrete ({type(fn).__name__}): gradient-based kernels need "
+                "continuous latents; sum it out in the program"
+            )
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or site_is_subsample(msg):
+            return
+        name, fn = msg["name"], msg["fn"]
+        transform = _unconstrain(fn)
+        initial = msg["infer"].get("initial")
+        shape = fn.shape()
+        like = msg["value"]
+        if initial is None:
+            unconstrained = torch.zeros(transform.inverse_shape(shape), device=like.device)
+        else:
+            start = torch.as_tensor(initial, dtype=like.dtype, device=like.device)
+            if start.numel() != 1:
+                raise InputError(
+                    f"'initial' of site {name!r} must be one number, got shape "
+                    f"{tuple(start.shape)}: all rows and elements start at the same value"
+                )
+            unconstrained = transform.inv(start.expand(shape)).contiguous()
+        plates = [f for f in msg["cond_indep_stack"] if f.vectorized]
+        if plates:
+            (frame,) = plates
+            rows = (frame.full_size, *unconstrained.shape[1:])
+            value = unconstrained[:1].expand(rows).clone()
+            self.latents.tables[name] = Table(frame.name, value, transform)
+            msg["value"] = transform(value[: frame.size])
+        else:
+            value = unconstrained.clone().requires_grad_()
+            self.latents.globals[name] = GlobalSite(value, transform)
+            msg["value"] = transform(value.detach())
+        self.seen[name] = msg["value"]
+
+    def _pyro_plate_sum(self, msg: Any) -> None:
+        value, batch = msg["args"]
+        dtype = _total_dtype(value.device)
+        for name, table in self.latents.tables.items():
+            if value is self.seen[name]:
+                total = table.values().sum(dtype=dtype)
+                self.latents.sums[msg["name"]] = PlateSum(total, name)
+                return
+        mean = value.detach().mean()
+        memory = mean.expand(batch.size).clone()
+        total = memory.sum(dtype=dtype)
+        self.latents.sums[msg["name"]] = PlateSum(total, None, memory)
+
+    def _pyro_running_mean(self, msg: Any) -> None:
+        value, window, kind = msg["args"]
+        size = window if kind == "simple" else 1
+        values = torch.zeros(size, dtype=value.dtype, device=value.device)
+        self.latents.means[msg["name"]] = RunningMean(kind, window, values)
+
+
+class Evaluate(Messenger):
+    """Runs a program with the latents' values in place and collects its log-probabilities."""
+
+    def __init__(self, latents: Latents, *, keep: str | None = None) -> None:
+        super().__init__()
+        self.latents = latents
+        self.keep = keep
+        self.kept: Tensor | None = None
+        self.index: dict[str, Tensor] = {}
+        self.names: list[str] = []
+        self.log_probs: list[Tensor] = []  # (), scaled
+        self.plates: list[frozenset[str]] = []
+        self.terms: dict[str, Tensor] = {}  # not scaled
+
+    def _pyro_network(self, msg: Any) -> None:
+        msg["value"] = self.latents.networks[msg["args"][2]].call
+        msg["done"] = msg["stop"] = True
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"]:
+            return
+        name = msg["name"]
+        if site_is_subsample(msg):
+            self.index[name] = msg["value"]
+            return
+        table = self.latents.tables.get(name)
+        if table is not None:
+            table.index = self.index[table.plate]
+            rows = table.value[table.index].requires_grad_(torch.is_grad_enabled())
+            table.rows, table.constrained = rows, table.transform(rows)
+            msg["value"] = table.constrained
+        else:
+            site = self.latents.globals[name]
+            msg["value"] = site.transform(site.value)
+        msg["done"] = True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        if name == self.keep:
+            self.kept = msg["value"].detach()
+        if site_is_subsample(msg) or "_deterministic" in msg["infer"]:
+            return
+        log_prob = msg["fn"].log_prob(msg["value"])
+        if not msg["is_observed"]:
+            log_prob = log_prob + self._log_jacobian(name, msg["value"])
+        self.terms[name] = log_prob.detach()
+        plates = frozenset(frame.name for frame in msg["cond_indep_stack"])
+        self.add(name, scale_and_mask(log_prob, msg["scale"], msg["mask"]).sum(), plates)
+
+    def add(self, name: str, log_prob: Tensor, plates: frozenset[str]) -> None:
+        self.names.append(name)
+        self.log_probs.append(log_prob)
+        self.plates.append(plates)
+
+    def _log_jacobian(self, name: str, value: Tensor) -> Tensor | float:
+        """T log|dx/du|: at temperature T the target is p(x)^(1/T) on the constrained scale."""
+        temperature = self.latents.temperature.get(name, 1.0)
+        if temperature == 0:
+            return 0.0
+        table = self.latents.tables.get(name)
+        site = table if table is not None else self.latents.globals[name]
+        unconstrained = table.rows if table is not None else site.value
+        jacobian: Tensor = site.transform.log_abs_det_jacobian(unconstrained, value)
+        return temperature * jacobian
+
+    def _pyro_plate_sum(self, msg: Any) -> None:
+        value, batch = msg["args"]
+        state = self.latents.sums[msg["name"]]
+        if state.table is not None:
+            remembered = value.detach()
+        else:
+            assert state.memory is not None
+            remembered = state.memory[batch.index]
+            state.pending = (batch.index, value.detach())
+        msg["value"] = state.total.to(value.dtype) + batch.total(value - remembered)
+        msg["done"] = True
+
+    def _pyro_running_mean(self, msg: Any) -> None:
+        value, _, _ = msg["args"]
+        state = self.latents.means[msg["name"]]
+        state.pending = value
+        msg["value"] = state.mean() if state.count else value
+        msg["done"] = True
