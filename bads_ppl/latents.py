@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyro
 import torch
@@ -53,6 +54,7 @@ class Latents:
     means: dict[str, RunningMean] = field(default_factory=dict)
     terms: dict[str, Tensor] = field(default_factory=dict)
     temperature: Mapping[str, float] = field(default_factory=dict)
+    held: dict[str, list[Any]] = field(default_factory=dict)
 
     @classmethod
     def find(cls, program: Program, train: Batch, meta: Batch) -> Latents:
@@ -77,6 +79,11 @@ class Latents:
                     f"network {network.name!r} accompanies {companion.network!r}, not a network "
                     f"of the program: it has {sorted(latents.networks)}"
                 )
+        reverts = [name for name, site in latents.networks.items() if site.moves is not None]
+        if len(reverts) > 1:
+            raise InputError(
+                f"a program can have one Revert companion, got {reverts}: make the others Restart"
+            )
         return latents
 
     def groups(self) -> dict[str, str | None]:
@@ -88,8 +95,8 @@ class Latents:
         }
         return found | dict.fromkeys([*self.globals, *self.tables])
 
-    def _evaluate(self, train: Batch, meta: Batch) -> Evaluate:
-        with pyro.validation_enabled(False), Evaluate(self) as run:
+    def _evaluate(self, train: Batch, meta: Batch, *, hold: bool = False) -> Evaluate:
+        with pyro.validation_enabled(False), Evaluate(self, hold=hold) as run:
             self.program(train, meta)
         for network in self.networks.values():
             if network.decay is None and network.moves is None:
@@ -97,28 +104,36 @@ class Latents:
         self.terms = run.terms
         return run
 
+    @property
+    def has_density(self) -> bool:
+        """Whether the drift is the gradient of a density: companion networks make it another."""
+        return all(network.companion is None for network in self.networks.values())
+
     def potential(self, train: Batch, meta: Batch) -> Tensor:
         """Minibatch estimate () of the potential, with its graph; terms are kept in `terms`.
 
         Network priors with a closed-form score are left out here and enter with
         `NetworkSite.gradients`.
         """
-        return -torch.stack(self._evaluate(train, meta).log_probs).sum()
+        terms = self._evaluate(train, meta).log_probs
+        return -torch.stack(terms).sum() if terms else torch.zeros((), requires_grad=True)
 
-    def backward(self, train: Batch, meta: Batch) -> Tensor:
+    def backward(self, train: Batch, meta: Batch, *, hold: bool = False) -> Tensor:
         """Gradients of `potential` in all latents; returns its value (), detached.
 
         Companions that take back the moves due to a plate get that plate's share of the gradient.
+        `hold` keeps the networks' outputs for `backward_rows`.
         """
         self.zero_grad()
+        run = self._evaluate(train, meta, hold=hold)
+        self.held = run.held
         reverts = [site for site in self.networks.values() if site.moves is not None]
         if not reverts:
-            potential = self.potential(train, meta)
+            potential = -torch.stack(run.log_probs).sum()
             potential.backward()
             return potential.detach()
         (site,) = reverts
         assert isinstance(site.companion, Revert)
-        run = self._evaluate(train, meta)
         inside = [site.companion.plate in plates for plates in run.plates]
         pairs = list(zip(run.log_probs, inside, strict=True))
         part = -torch.stack([term for term, i in pairs if i]).sum()
@@ -129,11 +144,19 @@ class Latents:
         rest.backward()
         return (part + rest).detach()
 
+    def backward_rows(self, train: Batch, meta: Batch) -> None:
+        """Gradients in the batch's rows of tables, given the networks' outputs of `backward`."""
+        with pyro.validation_enabled(False), Evaluate(self, replay=self.held) as run:
+            self.program(train, meta)
+        rows = [table.rows for table in self.tables.values() if table.rows is not None]
+        grads = torch.autograd.grad(-torch.stack(run.log_probs).sum(), rows)
+        for row, grad in zip(rows, grads, strict=True):
+            row.grad = grad
+
     @contextmanager
-    def _still(self) -> Iterator[None]:
+    def still(self) -> Iterator[None]:
         """A look that leaves no trace: networks in eval mode keep their running statistics."""
         with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
             stack.enter_context(pyro.validation_enabled(False))
             for network in self.networks.values():
                 stack.enter_context(evaluation_mode(network.module))
@@ -147,7 +170,7 @@ class Latents:
         Networks are in eval mode, as they are in `values`.
         """
         companions = [f"{name}_" for name, site in self.networks.items() if site.companion]
-        with self._still(), Evaluate(self) as run:
+        with torch.no_grad(), self.still(), Evaluate(self) as run:
             self.program(train, meta)
             log_joint = torch.stack(
                 [
@@ -168,7 +191,7 @@ class Latents:
         Raises:
             InputError: if the program has no such site.
         """
-        with self._still(), Evaluate(self, keep=site) as run:
+        with torch.no_grad(), self.still(), Evaluate(self, keep=site) as run:
             self.program(train, meta)
         self.drop_pending()
         if run.kept is None:

@@ -6,6 +6,7 @@ values in place and collects its log-probabilities.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
+from torch.utils._pytree import tree_map
 
 from bads_ppl.errors import InputError
 from bads_ppl.sites import (
@@ -100,6 +102,12 @@ class Find(Messenger):
                 )
             unconstrained = transform.inv(start.expand(shape)).contiguous()
         plates = [f for f in msg["cond_indep_stack"] if f.vectorized]
+        if len(plates) > 1:
+            raise InputError(
+                f"local latent {name!r} is in {len(plates)} plates, "
+                f"{[frame.name for frame in plates]}: a local latent may be in one; give it "
+                "event dimensions with .to_event() in place of inner plates"
+            )
         if plates:
             (frame,) = plates
             rows = (frame.full_size, *unconstrained.shape[1:])
@@ -135,10 +143,20 @@ class Find(Messenger):
 class Evaluate(Messenger):
     """Runs a program with the latents' values in place and collects its log-probabilities."""
 
-    def __init__(self, latents: Latents, *, keep: str | None = None) -> None:
+    def __init__(
+        self,
+        latents: Latents,
+        *,
+        keep: str | None = None,
+        hold: bool = False,
+        replay: dict[str, list[Any]] | None = None,
+    ) -> None:
         super().__init__()
         self.latents = latents
         self.keep = keep
+        self.hold = hold
+        self.held: dict[str, list[Any]] = {}  # outputs of each network, call by call
+        self.replay = {name: iter(outputs) for name, outputs in (replay or {}).items()}
         self.kept: Tensor | None = None
         self.index: dict[str, Tensor] = {}
         self.names: list[str] = []
@@ -147,8 +165,21 @@ class Evaluate(Messenger):
         self.terms: dict[str, Tensor] = {}  # not scaled
 
     def _pyro_network(self, msg: Any) -> None:
-        msg["value"] = self.latents.networks[msg["args"][2]].call
+        name = msg["args"][2]
+        network = self.latents.networks[name].call
+        if name in self.replay:
+            msg["value"] = lambda *args, **kwargs: next(self.replay[name])
+        elif self.hold:
+            msg["value"] = partial(self._call_and_hold, name, network)
+        else:
+            msg["value"] = network
         msg["done"] = msg["stop"] = True
+
+    def _call_and_hold(self, name: str, network: Any, *args: Any, **kwargs: Any) -> Any:
+        output = network(*args, **kwargs)
+        detached = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, output)
+        self.held.setdefault(name, []).append(detached)
+        return output
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"]:

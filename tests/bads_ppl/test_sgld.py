@@ -409,7 +409,7 @@ def test_clip_bounds_the_move_of_a_group():
         bind(joint, parts()),
         train,
         meta,
-        step_size={"theta": 2.0, "w": 9.0},
+        step_size={"theta": 2.0, "w": 3.0},
         mode="paper",
         clip={"theta": 0.1, "w": 0.01},
     )
@@ -423,7 +423,8 @@ def test_clip_bounds_the_move_of_a_group():
 def test_divergence_is_named_with_steps_to_try():
     train, meta = logistic_data()
     program = bind(joint, parts())
-    made = kernel(program, train, meta, step_size={"theta": 1e12, "w": 0.1})
+    growing = {"theta": lambda step: 1e12 if step else 0.1, "w": 0.1}
+    made = kernel(program, train, meta, step_size=growing)
     with pytest.raises(Diverged, match=r"theta=1e\+12.*Try smaller ones: theta=2.5e\+11"):
         for _ in range(100):
             made.step()

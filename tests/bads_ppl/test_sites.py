@@ -308,7 +308,7 @@ def test_looking_at_a_chain_does_not_change_it(model):
     """Values and potentials are taken in eval mode: no statistics move, no dropout."""
     train, meta = two_sets()
     network = normed()
-    parts = Parts(network, WeightNetwork(4), SparsityPrior(0.5))
+    parts = Parts(network, WeightNetwork(4), SparsityPrior(0.5, scale=2.0))
     made = kernel(bind(model, parts), train, meta)
     for _ in range(3):
         made.step()

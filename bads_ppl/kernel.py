@@ -1,0 +1,559 @@
+"""What every stochastic-gradient kernel shares: data, groups of sites, minibatches, checkpoints.
+
+A step draws a minibatch of each plate, takes the gradient of the potential U in all latents, and
+moves group after group (networks, other global latents, the batch's rows of local latents):
+
+    drift <- -eta / 2 * G grad U + sqrt(eta T) G^(1/2) xi,    xi ~ Normal(0, 1)
+
+A sampler says what G is (`precondition`) and how the values follow the drift (`advance`), and
+nothing else: `bads_ppl.sgld` is the smallest. U is minus the log joint, a sum over the data. Local
+latents of a subsampled plate move when their row is in the batch: each visited row takes a step of
+its own exact conditional, so a step costs O(B).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
+from torch import Tensor
+
+from bads_ppl.adaptation import Adaptation
+from bads_ppl.data import Batch, Data
+from bads_ppl.errors import Diverged, InputError
+from bads_ppl.latents import Latents
+from bads_ppl.minibatches import ImportanceMinibatches, Rows, UniformMinibatches, check_batch_size
+from bads_ppl.primitives import Revert
+from bads_ppl.program import Program
+from bads_ppl.schedules import Schedule, by_group
+from bads_ppl.sites import Table, first_occurrence
+from bads_ppl.stiffness import check_stiffness
+from bads_ppl.weights import SITE
+
+PAPER_NOISE = 1e-5
+"""Standard deviation of the noise in mode "paper", whatever the step size."""
+
+State = dict[str, list[Tensor]]
+"""What a sampler keeps for a group, by name: lists of tensors shaped like the group's values."""
+
+
+class MinibatchKernel(MCMCKernel, ABC):
+    """Samples all latent sites of a program from minibatches; the samplers' common part.
+
+    Runs in `pyro.infer.MCMC(kernel, ...).run(train, meta)` and in `bads_ppl.chains`.
+    The parameters of networks live in the modules themselves and are updated in place.
+
+    Args:
+        program: `program(train, meta)`, see `bads_ppl.program`.
+        step_size: eta, a number or a schedule, for all groups or per group. Groups are "theta",
+            "phi", other networks, and the names of other latent sites such as "w". A companion
+            network falls back on the network it accompanies. For local sites eta is the step
+            of a row when it is visited; with importance minibatches it is multiplied by the row's
+            correction, so that being visited more often does not speed a row up.
+        temperature: T >= 0, for all groups or per group (1 for groups not named). 1 targets the
+            posterior, other values p^(1/T), 0 is gradient descent. With different temperatures
+            the chain follows no single density (theta close to its mode, w still uncertain).
+        mode: "calibrated" adds noise of standard deviation sqrt(eta T). "paper" adds noise of
+            standard deviation 1e-5, as the paper ran it: close to a point estimate, never
+            posterior evidence.
+        clip: longest drift eta / 2 |G grad U| of a step, for all groups or per group: of the whole
+            group for networks, of each row for local sites. It keeps a chain from jumps; since
+            the drift shrinks with eta and the bound does not, its bias vanishes with the step
+            (Brosse et al., 2019). `diagnostics` gives the share of steps after warm-up in which it
+            acted.
+        train_batch: rows of the train set per step; None: min(100, N_t).
+        meta_batch: rows of the meta set per step; None: min(50, N_m).
+        minibatches: "uniform", or "importance": half of the train rows are drawn in proportion to
+            w, with the unbiased correction.
+        local_steps: steps that the batch's rows of local sites take per step of the networks, whose
+            outputs for the batch are held meanwhile: rows are visited rarely, and this lets them
+            use a visit in full. One conditional update after another, so the target is the same.
+        target_acceptance: in (0, 1): during warm-up multiply each group's step size so that its
+            Metropolis-adjusted acceptance rate on the minibatch comes near this value; frozen
+            afterwards. None: step sizes stay as given.
+        thinning: steps per draw when run by `pyro.infer.MCMC`.
+        generator: source of data order and noise, on the device of the data.
+
+    Raises:
+        InputError: for values outside of the ranges above.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        *,
+        step_size: float | Schedule | Mapping[str, float | Schedule],
+        generator: torch.Generator,
+        temperature: float | Mapping[str, float] = 1.0,
+        mode: Literal["calibrated", "paper"] = "calibrated",
+        clip: float | Mapping[str, float] | None = None,
+        train_batch: int | None = None,
+        meta_batch: int | None = None,
+        minibatches: Literal["uniform", "importance"] = "uniform",
+        local_steps: int = 1,
+        target_acceptance: float | None = None,
+        thinning: int = 1,
+    ) -> None:
+        for value in temperature.values() if isinstance(temperature, Mapping) else [temperature]:
+            if not (math.isfinite(value) and value >= 0):
+                raise InputError(f"temperature must be a finite number >= 0, got {value}")
+        if mode not in ("calibrated", "paper"):
+            raise InputError(f"mode must be 'calibrated' or 'paper', got {mode!r}")
+        for bound in clip.values() if isinstance(clip, Mapping) else [clip]:
+            if bound is not None and not bound > 0:
+                raise InputError(f"clip must be a positive number, or None for none, got {bound}")
+        if minibatches not in ("uniform", "importance"):
+            raise InputError(f"minibatches must be 'uniform' or 'importance', got {minibatches!r}")
+        if local_steps < 1:
+            raise InputError(f"local_steps must be at least 1 step per visit, got {local_steps}")
+        if target_acceptance is not None and not 0 < target_acceptance < 1:
+            raise InputError(
+                f"target_acceptance must be in (0, 1), got {target_acceptance}: 0.8, say"
+            )
+        if thinning < 1:
+            raise InputError(f"thinning must be at least 1 step per draw, got {thinning}")
+        self.program = program
+        self.step_size = step_size
+        self.temperature = temperature
+        self.mode = mode
+        self.clip = clip
+        self.train_batch = train_batch
+        self.meta_batch = meta_batch
+        self.minibatches = minibatches
+        self.local_steps = local_steps
+        self.target_acceptance = target_acceptance
+        self.thinning = thinning
+        self.generator = generator
+        self.steps = 0
+
+    # what a sampler adds
+
+    def init(self, group: str, values: list[Tensor]) -> State:
+        """State to keep for a group of these values; rows of a table keep theirs."""
+        return {}
+
+    def precondition(
+        self, group: str, grads: list[Tensor], state: State, speed: Tensor | None
+    ) -> list[Tensor] | None:
+        """Multiply `grads` by G in place; returns G^(1/2) for the noise, None where G is 1.
+
+        `speed` (B,) is the importance correction that rows' gradients carry.
+        """
+        return None
+
+    @abstractmethod
+    def advance(self, group: str, values: list[Tensor], drift: list[Tensor], state: State) -> None:
+        """Move `values` in place along a drift that has its noise already."""
+
+    def end_warmup(self) -> None:
+        """Called once, after the last step of warm-up: what was adapted is frozen."""
+
+    def rate(self, group: str) -> float:
+        """Eta of this step."""
+        return self.schedules[group](self.steps) * self.adaptation.factor(group)
+
+    def heat(self, group: str) -> float:
+        """T of this step."""
+        temperature: float = self.temperatures[group]
+        return temperature
+
+    def draws_at(self, step: int) -> bool:
+        """Whether the state after `step` steps (from 1) may be a draw."""
+        return True
+
+    # state
+
+    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
+        """Find the program's sites and start the minibatches; args are the train and meta `Data`.
+
+        Raises:
+            InputError: if the arguments are not two `Data`, a batch is larger than its set, a
+                group has no step size, or one is too large for the stiffness at the start.
+        """
+        if len(args) != 2 or kwargs or not all(isinstance(a, Data) for a in args):
+            raise InputError(
+                f"{type(self).__name__} draws its own minibatches: run it with the train and meta "
+                "sets, as in MCMC(kernel, ...).run(Data(...), Data(...))"
+            )
+        if torch.multiprocessing.parent_process() is not None and self.steps == 0:
+            # MCMC starts each chain as a copy of this kernel: without this all would be the same.
+            self.generator.manual_seed(torch.initial_seed())
+        self.warmup_steps = warmup_steps
+        self.train, self.meta = args
+        train_batch = min(100, len(self.train)) if self.train_batch is None else self.train_batch
+        meta_batch = min(50, len(self.meta)) if self.meta_batch is None else self.meta_batch
+        check_batch_size(train_batch, len(self.train), "train")
+        check_batch_size(meta_batch, len(self.meta), "meta")
+        rows = [torch.arange(n, device=self.train.device) for n in (train_batch, meta_batch)]
+        self.latents = Latents.find(
+            self.program, self.train.batch(rows[0]), self.meta.batch(rows[1])
+        )
+        groups = self.latents.groups()
+        self.schedules = by_group(self.step_size, groups)
+        self.temperatures = self._per_group("temperature", self.temperature, groups, 1.0)
+        if self.mode == "paper":
+            self.temperatures = dict.fromkeys(groups, 0.0)
+        self.clips = self._per_group("clip", self.clip, groups, None)
+        self.clipped = {
+            group: torch.zeros((), device=self.train.device)
+            for group, bound in self.clips.items()
+            if bound is not None
+        }
+        self.latents.temperature = self.temperatures
+        self.adaptation = Adaptation(self.target_acceptance, list(groups))
+        self.states = {group: self.init(group, self._values(group)) for group in groups}
+        self.meta_rows = UniformMinibatches(len(self.meta), meta_batch, self.generator)
+        self.train_rows: UniformMinibatches | ImportanceMinibatches
+        if self.minibatches == "uniform":
+            self.train_rows = UniformMinibatches(len(self.train), train_batch, self.generator)
+        else:
+            table = self.latents.tables.get(SITE)
+            if table is None:
+                raise InputError(
+                    f"minibatches='importance' needs one latent weight per point, at site {SITE!r}:"
+                    " use weights=instance, or minibatches='uniform'"
+                )
+            self.train_rows = ImportanceMinibatches(
+                len(self.train), train_batch, self.generator, table.values
+            )
+        self.potential = torch.tensor(math.nan)
+        self.check_adaptation()
+        check_stiffness(self)
+
+    def check_adaptation(self) -> None:
+        """Refuse to adapt what has no density or no warm-up."""
+        if self.target_acceptance is None:
+            return
+        if self.warmup_steps < 1:
+            raise InputError(
+                "target_acceptance adapts step sizes in burn-in, got a burn-in of 0 steps: give "
+                "some, or leave target_acceptance out"
+            )
+        if not self.latents.has_density:
+            raise InputError(
+                "target_acceptance needs a program with a density, and this one has a companion "
+                "network: use model=joint, or leave target_acceptance out"
+            )
+
+    def _values(self, group: str) -> list[Tensor]:
+        """All values of a group, of a table every row."""
+        latents = self.latents
+        if group in latents.networks:
+            return latents.networks[group].parameters
+        site = latents.globals[group] if group in latents.globals else latents.tables[group]
+        return [site.value]
+
+    def _per_group(
+        self, name: str, given: Any, groups: Mapping[str, str | None], default: Any
+    ) -> dict[str, Any]:
+        """One value per group from one for all or a mapping; companions follow their network."""
+        if not isinstance(given, Mapping):
+            return dict.fromkeys(groups, given)
+        unknown = sorted(set(given) - set(groups))
+        if unknown:
+            raise InputError(
+                f"{name} names groups {unknown} that the program does not have: its groups are "
+                f"{sorted(groups)}"
+            )
+        return {
+            group: given.get(group, given.get(other, default) if other else default)
+            for group, other in groups.items()
+        }
+
+    # update
+
+    def step(self) -> None:
+        """One step of all groups. No value is read back to the host."""
+        rows = self.train_rows.next()
+        train = self.train.batch(rows.index, rows.importance)
+        meta = self.meta.batch(self.meta_rows.next().index)
+        latents = self.latents
+        self.potential = latents.backward(train, meta, hold=self.local_steps > 1)
+        with torch.no_grad():
+            self._move_networks()
+            for name, site in latents.globals.items():
+                assert site.value.grad is not None
+                self._move(name, [site.value], [site.value.grad], self.states[name])
+            self._move_tables(rows, train)
+        for _ in range(self.local_steps - 1 if latents.tables else 0):
+            latents.backward_rows(train, meta)
+            with torch.no_grad():
+                self._move_tables(rows, train)
+        self.steps += 1
+        latents.finish_step(self.steps, distinct=rows.distinct)
+        if self.steps <= self.warmup_steps:
+            self.adaptation.update(self, train, meta)
+            if self.steps == self.warmup_steps:
+                self.end_warmup()
+
+    def _move_networks(self) -> None:
+        """Move every network that is no Revert companion, and the moves that those take back."""
+        networks = self.latents.networks
+        scales = {
+            name: self._move(name, network.parameters, network.gradients(), self.states[name])
+            for name, network in networks.items()
+            if network.moves is None
+        }
+        for network in networks.values():
+            if isinstance(network.companion, Revert) and network.moves is not None:
+                other = network.companion.network
+                shortened, root = scales[other]
+                torch._foreach_mul_(network.moves, 1 - 1 / network.companion.window)
+                torch._foreach_mul_(network.part, shortened)
+                if root is not None:
+                    torch._foreach_mul_(network.part, [part**2 for part in root])
+                torch._foreach_add_(network.moves, network.part, alpha=0.5 * self.rate(other))
+
+    def _move_tables(self, rows: Rows, train: Batch) -> None:
+        """Move the batch's rows of every table."""
+        for name, table in self.latents.tables.items():
+            assert table.rows is not None and table.rows.grad is not None
+            assert table.index is not None
+            # The plate scaled the row's own terms to the whole set; the row is one point.
+            grad = table.rows.grad * (len(table.index) / len(table.value))
+            new = table.rows.detach()
+            ours = table.index is train.index  # else a local latent of the meta plate
+            distinct = rows.distinct or not ours
+            state = {
+                key: [whole[table.index] for whole in kept]
+                for key, kept in self.states[name].items()
+            }
+            self._move(name, [new], [grad], state, train.importance if ours else None)
+            self._keep(self.states[name], state, table, distinct=distinct)
+            self.latents.move_rows(name, new, distinct=distinct)
+
+    def _keep(self, whole: State, rows: State, table: Table, *, distinct: bool) -> None:
+        """Write the state of the batch's rows back; of a row that occurs twice the first."""
+        if not whole:
+            return
+        assert table.index is not None
+        first = None if distinct else first_occurrence(table.index)[0]
+        for key, kept in whole.items():
+            for target, new in zip(kept, rows[key], strict=True):
+                target[table.index] = new if first is None else new[first]
+
+    def _move(
+        self,
+        group: str,
+        values: list[Tensor],
+        grads: list[Tensor],
+        state: State,
+        speed: Tensor | None = None,
+    ) -> tuple[Tensor | float, list[Tensor] | None]:
+        """One group's move, in place; `speed` (B,) multiplies eta row by row.
+
+        Gradients of rows carry that factor already (it is the rows' importance correction).
+        Returns the factor by which a clip shortened the drift of a network, at most 1, and G^(1/2).
+        """
+        root = self.precondition(group, grads, state, speed)
+        eta = self.rate(group)
+        bound = self.clips[group]
+        shortened: Tensor | float = 1.0
+        if bound is not None:
+            shortened = self._clip(
+                group, grads, 2 * bound / eta, by_row=group in self.latents.tables
+            )
+        drift = torch._foreach_mul(grads, -0.5 * eta)
+        scale = PAPER_NOISE if self.mode == "paper" else math.sqrt(eta * self.heat(group))
+        if scale > 0:
+            noise = self._noise(values)
+            if self.mode == "calibrated":
+                if root is not None:
+                    torch._foreach_mul_(noise, root)
+                if speed is not None:
+                    rows = speed.sqrt()
+                    noise = [part * rows.view(-1, *[1] * (part.ndim - 1)) for part in noise]
+            torch._foreach_add_(drift, noise, alpha=scale)
+        self.advance(group, values, list(drift), state)
+        return shortened, root
+
+    def _noise(self, values: list[Tensor]) -> list[Tensor]:
+        """Standard normal numbers shaped like the values, in one draw."""
+        count = sum(value.numel() for value in values)
+        flat = torch.randn(count, generator=self.generator, device=values[0].device)
+        parts = flat.split([value.numel() for value in values])
+        return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
+
+    def _clip(
+        self, group: str, grads: list[Tensor], bound: float, *, by_row: bool
+    ) -> Tensor | float:
+        """Bound the gradients in place; see `_move`. Counts how often, after warm-up."""
+        shortened: Tensor | float = 1.0
+        if by_row:
+            (grad,) = grads
+            acted = (grad.abs() > bound).to(grad.dtype).mean()
+            grad.clamp_(-bound, bound)
+        else:
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+            acted = norm > bound
+            shortened = (bound / (norm + 1e-12)).clamp(max=1.0)
+            torch._foreach_mul_(grads, shortened)
+        if self.steps >= self.warmup_steps:
+            self.clipped[group] += acted
+        return shortened
+
+    # what the outside sees
+
+    def check_finite(self) -> None:
+        """Refuse to go on from a non-finite state (reads from the device).
+
+        Raises:
+            Diverged: with the step sizes in use and those to try.
+        """
+        state = [self.potential] + [table.value.sum() for table in self.latents.tables.values()]
+        state += [p.sum() for site in self.latents.networks.values() for p in site.parameters]
+        if bool(torch.stack([x.detach().double().cpu() for x in state]).isfinite().all()):
+            return
+        now = {group: self.rate(group) for group in self.schedules}
+        used = ", ".join(f"{group}={eta:.2g}" for group, eta in now.items())
+        tries = ", ".join(f"{group}={eta / 4:.2g}" for group, eta in now.items())
+        raise Diverged(
+            f"the chain diverged: the potential is not finite at step {self.steps} with step "
+            f"sizes {used}. Try smaller ones: {tries}"
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on, beside the settings and the data."""
+        state = {f"latents/{k}": v for k, v in self.latents.state_dict().items()}
+        state |= {f"train_rows/{k}": v for k, v in self.train_rows.state_dict().items()}
+        state |= {f"meta_rows/{k}": v for k, v in self.meta_rows.state_dict().items()}
+        state |= {f"clipped/{k}": v for k, v in self.clipped.items()}
+        state |= {f"adaptation/{k}": v for k, v in self.adaptation.state_dict().items()}
+        state |= dict(self._state_tensors())
+        return state | {
+            "generator": self.generator.get_state(),
+            "steps": torch.tensor(self.steps),
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` gave, after `setup` with the same settings and data.
+
+        Raises:
+            InputError: if the state belongs to another program.
+        """
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            start = len(prefix) + 1
+            return {k[start:]: v for k, v in state.items() if k.startswith(prefix + "/")}
+
+        self.latents.load_state_dict(part("latents"))
+        self.generator.set_state(state["generator"])
+        self.train_rows.load_state_dict(part("train_rows"))
+        self.meta_rows.load_state_dict(part("meta_rows"))
+        for group, count in part("clipped").items():
+            self.clipped[group].copy_(count)
+        self.adaptation.load_state_dict(part("adaptation"))
+        for name, tensor in self._state_tensors():
+            tensor.copy_(state[name])
+        self.steps = int(state["steps"])
+
+    def _state_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The sampler's own state, by name."""
+        for group, state in self.states.items():
+            for key, tensors in state.items():
+                for number, tensor in enumerate(tensors):
+                    yield f"state/{group}/{key}/{number}", tensor
+
+    def site_values(self, site: str = SITE, chunk: int = 2048) -> Tensor:
+        """Values (N_t,) of a per-point site for all train points, constrained.
+
+        A table is read; a computed site (a weight network's "w") is evaluated in chunks.
+        """
+        table = self.latents.tables.get(site)
+        if table is not None:
+            return table.values()
+        meta = self.meta.batch(torch.arange(1, device=self.meta.device))
+        return torch.cat(
+            [self.latents.values(site, batch, meta) for batch in self.train.batches(chunk)]
+        )
+
+    # pyro.infer.MCMC
+
+    @property
+    def initial_params(self) -> dict[str, Tensor]:
+        return self._params()
+
+    @initial_params.setter
+    def initial_params(self, params: dict[str, Tensor]) -> None:
+        raise InputError("the chain starts at the modules' parameters: set those before the run")
+
+    @property
+    def transforms(self) -> dict[str, Any]:
+        """Constrained-to-unconstrained bijections by site, as MCMC wants them."""
+        latents = self.latents
+        return {
+            name: site.transform.inv for name, site in (latents.globals | latents.tables).items()
+        }
+
+    def _params(self) -> dict[str, Tensor]:
+        found = {
+            f"{name}.{parameter}": value
+            for name, network in self.latents.networks.items()
+            for parameter, value in zip(network.names, network.parameters, strict=True)
+        }
+        found |= {name: site.value for name, site in self.latents.globals.items()}
+        found |= {name: table.value for name, table in self.latents.tables.items()}
+        return {name: value.detach().clone() for name, value in found.items()}
+
+    def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`thinning` steps from the present state, which is where `params` were taken."""
+        for _ in range(self.thinning):
+            self.step()
+        self.check_finite()
+        return self._params()
+
+    def logging(self) -> OrderedDict[str, str]:
+        return OrderedDict((k, f"{v:.4g}") for k, v in self.report().items())
+
+    def report(self) -> dict[str, float]:
+        """Losses of the last minibatch per point, and the mean weight (reads from the device).
+
+        "weighted_train_loss" is the mean of rho w l over the batch as drawn.
+        """
+        report: dict[str, float] = {}
+        terms = self.latents.terms
+        if "meta_target" in terms:
+            report["meta_loss"] = -float(terms["meta_target"].mean())
+        if "train_loss" in terms:
+            report["weighted_train_loss"] = -float(terms["train_loss"].mean())
+        table = self.latents.tables.get(SITE)
+        if table is not None:
+            report["mean_w"] = float(table.values().mean())
+        else:
+            for plate_sum in self.latents.sums.values():
+                report["mean_w"] = float(plate_sum.total) / len(self.train)
+        return report
+
+    @property
+    def evidence(self) -> str:
+        """What the draws so far may be called (reads from the device).
+
+        "calibrated": p^(1/T) up to the bias of the step size. "approximate": the drift of some
+        group is not the gradient of one density (companions that restart or revert, temperatures
+        that differ, a clip that acted). "optimisation path": mode "paper".
+        """
+        if self.mode == "paper":
+            return "optimisation path"
+        companions = [network.companion for network in self.latents.networks.values()]
+        approximate = (
+            any(
+                isinstance(c, Revert) or (c is not None and c.every is not None) for c in companions
+            )
+            or len(set(self.temperatures.values())) > 1
+            or any(float(count) > 0 for count in self.clipped.values())
+        )
+        return "approximate" if approximate else "calibrated"
+
+    def diagnostics(self) -> dict[str, Any]:
+        steps = max(self.steps - self.warmup_steps, 1)
+        return {
+            "steps": self.steps,
+            "mode": self.mode,
+            "temperature": self.temperatures,
+            "clipped": {group: float(count) / steps for group, count in self.clipped.items()},
+        }
