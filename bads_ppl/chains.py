@@ -13,29 +13,30 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from bads_ppl.atomic import atomic_path
 from bads_ppl.checkpoint import load_checkpoint, save_checkpoint
-from bads_ppl.data import Batch, Data
+from bads_ppl.data import Data
 from bads_ppl.draws import ChainDraws, DrawWriter, read_draws
 from bads_ppl.errors import InputError
-from bads_ppl.losses import Loss
+from bads_ppl.kernel import MinibatchKernel
+from bads_ppl.monitors import Monitor
+from bads_ppl.plan import Plan
 from bads_ppl.program import Impact
-from bads_ppl.sgld import SGLD
-from bads_ppl.sites import evaluation_mode
 from bads_ppl.snapshots import drop_snapshots, save_snapshot
+from bads_ppl.workers import Report, choose_workers, run_side_by_side
 
 log = logging.getLogger(__name__)
 
@@ -54,146 +55,11 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How long a chain runs and what it keeps, all in steps.
-
-    Attributes:
-        steps: length of the chain.
-        burn_in: steps before the first draw; default half of `steps`.
-        thinning: steps between draws.
-        snapshots: networks to keep per chain, at draws evenly spaced; 0 keeps none.
-        evaluate_every: steps between evaluations (rows of metrics.jsonl); default steps / 10.
-        check_every: steps between looks at the state: finite values, progress bar, signals apart.
-        checkpoint_seconds: seconds between checkpoints.
-    """
-
-    steps: int = 3000
-    burn_in: int | None = None
-    thinning: int = 10
-    snapshots: int = 5
-    evaluate_every: int | None = None
-    check_every: int = 50
-    checkpoint_seconds: float = 60.0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "thinning", "evaluate_every", "check_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, got {value}")
-        if self.snapshots < 0:
-            raise InputError(f"snapshots must be 0 or more, got {self.snapshots}")
-        if not 0 <= self.first < self.steps:
-            raise InputError(
-                f"burn_in must be from 0 to steps - 1 = {self.steps - 1}, got {self.burn_in}: "
-                "a chain needs steps left for its draws"
-            )
-        if self.draws < 1:
-            raise InputError(
-                f"thinning must be at most steps - burn_in = {self.steps - self.first}, got "
-                f"{self.thinning}: the chain would make no draw"
-            )
-
-    @property
-    def first(self) -> int:
-        """Steps of burn-in."""
-        return self.steps // 2 if self.burn_in is None else self.burn_in
-
-    @property
-    def draws(self) -> int:
-        """Draws that a chain makes."""
-        return (self.steps - self.first) // self.thinning
-
-    @property
-    def snapshot_draws(self) -> set[int]:
-        """Numbers of the draws, from 1, at which networks are kept."""
-        count = min(self.snapshots, self.draws)
-        return {self.draws * (k + 1) // count for k in range(count)}
-
-    @property
-    def evaluation_steps(self) -> int:
-        return max(1, self.steps // 10) if self.evaluate_every is None else self.evaluate_every
-
-
-class Monitor(Protocol):
-    """What is computed along a chain. One per chain; its state is saved with the chain."""
-
-    def on_draw(self, kernel: SGLD) -> dict[str, float]:
-        """Functions of theta for a draw: the same names every time."""
-        ...
-
-    def on_evaluate(self, kernel: SGLD, *, burnt_in: bool) -> dict[str, float]:
-        """Metrics of one row of metrics.jsonl."""
-        ...
-
-    def state_dict(self) -> dict[str, Tensor]: ...
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
-
-
-class ThetaMonitor:
-    """The default monitor: losses on fixed probes, norms per parameter tensor, the potential.
-
-    Raw theta is no use for diagnosis (symmetries); these functions of it are (trap 4). The
-    potential is that of the probes, scaled by their plates: the full sum where the sets are no
-    larger than `probe`.
-
-    Args:
-        network: the chain's network.
-        loss: per-example loss.
-        train: train set.
-        meta: meta set.
-        others: further sets whose mean loss is a function of theta to record, by name.
-        probe: largest number of points per set to look at, evenly spaced.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        loss: Loss,
-        train: Data,
-        meta: Data,
-        others: Mapping[str, Data] | None = None,
-        probe: int = 512,
-    ) -> None:
-        self.network = network
-        self.loss = loss
-        sets = {"train": train, "meta": meta, **(others or {})}
-        self.probes = {name: _probe(data, probe) for name, data in sets.items()}
-
-    @torch.no_grad()
-    def on_draw(self, kernel: SGLD) -> dict[str, float]:
-        with evaluation_mode(self.network):
-            train, meta = self.probes["train"], self.probes["meta"]
-            named = {"potential": kernel.latents.joint_potential(train, meta)}
-            for name, batch in self.probes.items():
-                named[f"{name}_loss"] = self.loss(self.network(batch.input), batch.target).mean()
-        for name, parameter in self.network.named_parameters():
-            if parameter.requires_grad:
-                named[f"norm.{name}"] = torch.linalg.vector_norm(parameter)
-        values = torch.stack([value.cpu().double() for value in named.values()])
-        return dict(zip(named, values.tolist(), strict=True))
-
-    def on_evaluate(self, kernel: SGLD, *, burnt_in: bool) -> dict[str, float]:
-        return {}
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        pass
-
-
-def _probe(data: Data, count: int) -> Batch:
-    count = min(count, len(data))
-    return data.batch(torch.linspace(0, len(data) - 1, count, device=data.device).long())
-
-
-@dataclass(frozen=True)
 class ChainResult:
     """A finished chain: its draws, and its kernel and monitor as they ended."""
 
     draws: ChainDraws
-    kernel: SGLD
+    kernel: MinibatchKernel
     monitor: Monitor
     metrics: list[dict[str, Any]]
     seconds: float
@@ -201,9 +67,14 @@ class ChainResult:
 
 def chain_generator(seed: int, chain: int, device: torch.device | str = "cpu") -> torch.Generator:
     """The generator of one chain: distinct chains and seeds give unrelated streams."""
-    words = np.random.SeedSequence([seed, chain]).generate_state(2, np.uint32)
+    words = np.random.SeedSequence([seed, chain]).generate_state(3, np.uint32)
     value = (int(words[0]) << 31) ^ int(words[1])
     return torch.Generator(device=device).manual_seed(value)
+
+
+def global_seed(seed: int, chain: int) -> int:
+    """Seed of torch's global generator for one chain: unrelated to the chain's own stream."""
+    return int(np.random.SeedSequence([seed, chain]).generate_state(3, np.uint32)[2])
 
 
 def fingerprint(data: Data) -> str:
@@ -216,7 +87,7 @@ def fingerprint(data: Data) -> str:
 
 
 def evidence(chains: Sequence[ChainResult], impact: Impact) -> str:
-    """What the draws of all chains may be called: the weakest of `SGLD.evidence`.
+    """What the draws of all chains may be called: the weakest of `MinibatchKernel.evidence`.
 
     Impact constants (24), (25) that differ for theta and w make them "approximate" at best.
     """
@@ -227,7 +98,7 @@ def evidence(chains: Sequence[ChainResult], impact: Impact) -> str:
     return next(name for name in order if name in found)
 
 
-Make = Callable[[int, torch.Generator], tuple[SGLD, Monitor]]
+Make = Callable[[int, torch.Generator], tuple[MinibatchKernel, Monitor]]
 """Builds a chain's kernel and monitor from its number and generator."""
 
 
@@ -244,10 +115,11 @@ def run_chains(
     resume: bool = False,
     progress: bool | None = None,
     target: float | None = None,
-    weights: Callable[[SGLD], Tensor] = SGLD.site_values,
+    weights: Callable[[MinibatchKernel], Tensor] = MinibatchKernel.site_values,
     size: int | None = None,
+    workers: int | None = 1,
 ) -> list[ChainResult]:
-    """Run chains one after the other.
+    """Run chains, one after the other or side by side.
 
     Args:
         make: builds a chain's kernel and monitor. It may build and initialise a network: torch's
@@ -264,6 +136,8 @@ def run_chains(
         target: beta, shown beside the mean weight.
         weights: the weights (N,) to record for a draw, given the kernel.
         size: N, where it is not the size of the train set.
+        workers: chains at a time, each in a process of its own with one thread; None: as many as
+            there are cores, where that is of use (`bads_ppl.workers`). 1: all in this process.
 
     Raises:
         InputError: if a folder holds draws of another run, or a checkpoint does not fit.
@@ -283,14 +157,45 @@ def run_chains(
         "meta": fingerprint(meta),
     }
     hidden = None if progress is None else not progress
+    count = choose_workers(workers, chains, train.device)
     with (
         _catch_signals() as stop,
         tqdm(total=chains * plan.steps, disable=hidden, unit="step") as bar,
     ):
+        show = None if bar.disable else _Progress(bar, target)
         runner = _Runner(
-            make, train, meta, plan, about, resume, weights, size or len(train), target, bar, stop
+            make, train, meta, plan, about, resume, weights, size or len(train), show, stop
         )
-        return [runner.run(folder / f"chain-{chain}", chain, seed) for chain in range(chains)]
+        folders = [folder / f"chain-{chain}" for chain in range(chains)]
+        if count > 1:
+            runner.check_new(folders)
+
+            def work(chain: int, report: Report) -> None:
+                replace(runner, show=report).run(folders[chain], chain, seed)
+
+            run_side_by_side(work, list(range(chains)), count, show or (lambda *_: None), stop)
+            if stop:
+                raise Stopped(stop[0])
+            runner = replace(runner, resume=True, show=None)  # takes up what the workers ended
+        return [runner.run(folders[chain], chain, seed) for chain in range(chains)]
+
+
+class _Progress:
+    """Steps of all chains on one bar, with the last report of any."""
+
+    def __init__(self, bar: Any, target: float | None) -> None:
+        self.bar = bar
+        self.target = target
+        self.steps: dict[int, int] = {}
+
+    def __call__(self, chain: int, steps: int, report: dict[str, float]) -> None:
+        self.bar.update(steps - self.steps.get(chain, 0))
+        self.steps[chain] = steps
+        shown = {name: f"{value:.3g}" for name, value in report.items()}
+        if self.target is not None and "mean_w" in shown:
+            shown["mean_w"] += f" (beta {self.target:g})"
+        self.bar.set_description(f"chain {chain}", refresh=False)
+        self.bar.set_postfix(shown, refresh=False)
 
 
 @dataclass(frozen=True)
@@ -303,23 +208,27 @@ class _Runner:
     plan: Plan
     about: dict[str, Any]
     resume: bool
-    weights: Callable[[SGLD], Tensor]
+    weights: Callable[[MinibatchKernel], Tensor]
     size: int
-    target: float | None
-    bar: Any
+    show: Report | None
     stop: list[int]
 
+    def check_new(self, folders: Sequence[Path]) -> None:
+        """Refuse folders that hold a chain, unless it is to be resumed."""
+        for folder in folders:
+            if (folder / CHECKPOINT).exists() and not self.resume:
+                raise InputError(
+                    f"{folder} holds a chain already: use resume=true to continue it, "
+                    "overwrite=true to replace it, or another run_dir"
+                )
+
     def run(self, folder: Path, chain: int, seed: int) -> ChainResult:
-        if (folder / CHECKPOINT).exists() and not self.resume:
-            raise InputError(
-                f"{folder} holds a chain already: use resume=true to continue it, overwrite=true "
-                "to replace it, or another run_dir"
-            )
+        self.check_new([folder])
         device = self.train.device
         generator = chain_generator(seed, chain, device)
         # Modules that draw from torch's global generator (initialisation, dropout) follow ours.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(generator.initial_seed())
+            torch.manual_seed(global_seed(seed, chain))
             kernel, monitor = self.make(chain, generator)
             kernel.setup(self.plan.first, self.train, self.meta)
             state = _ChainState(
@@ -339,23 +248,24 @@ class _Runner:
     def _loop(self, chain: int, state: _ChainState, writer: DrawWriter) -> None:
         kernel, monitor, plan = state.kernel, state.monitor, self.plan
         start, saved = time.monotonic() - state.seconds, time.monotonic()
-        self.bar.set_description(f"chain {chain}", refresh=False)
-        self.bar.update(kernel.steps)
+        draw_at = set(plan.draw_steps(kernel.draws_at))
+        snapshots = plan.snapshot_draws(len(draw_at))
         while kernel.steps < plan.steps:
             kernel.step()
             step, last = kernel.steps, kernel.steps == plan.steps
             burnt_in = step > plan.first
-            if burnt_in and (step - plan.first) % plan.thinning == 0:
+            if step in draw_at:
                 w = self.weights(kernel).detach().cpu().numpy()
                 writer.append(w, monitor.on_draw(kernel) | {"step": float(step)})
-                if writer.count in plan.snapshot_draws:
+                if writer.count in snapshots:
                     save_snapshot(writer.folder, writer.count, kernel.latents.networks)
             if step % plan.evaluation_steps == 0 or last:
                 row = kernel.report() | monitor.on_evaluate(kernel, burnt_in=burnt_in)
                 state.metrics.append({"chain": chain, "step": step, **row})
             if step % plan.check_every == 0 or last:
                 kernel.check_finite()
-                self._show(kernel, step % plan.check_every or plan.check_every)
+                if self.show is not None:
+                    self.show(chain, step, kernel.report())
             now = time.monotonic()
             if self.stop or last or now - saved > plan.checkpoint_seconds:
                 kernel.check_finite()
@@ -365,15 +275,6 @@ class _Runner:
             if self.stop:
                 raise Stopped(self.stop[0])
 
-    def _show(self, kernel: SGLD, steps: int) -> None:
-        if self.bar.disable:
-            return
-        self.bar.update(steps)
-        shown = {name: f"{value:.3g}" for name, value in kernel.report().items()}
-        if self.target is not None and "mean_w" in shown:
-            shown["mean_w"] += f" (beta {self.target:g})"
-        self.bar.set_postfix(shown, refresh=False)
-
 
 @dataclass
 class _ChainState:
@@ -381,7 +282,7 @@ class _ChainState:
 
     path: Path
     about: dict[str, Any]
-    kernel: SGLD
+    kernel: MinibatchKernel
     monitor: Monitor
     draws: int = 0
     seconds: float = 0.0

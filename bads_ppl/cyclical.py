@@ -11,11 +11,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from bads_ppl.errors import InputError
-from bads_ppl.kernel import MinibatchKernel, State
+from bads_ppl.kernel import MinibatchKernel
 
 
 class CyclicalSGLD(MinibatchKernel):
@@ -55,6 +52,3 @@ class CyclicalSGLD(MinibatchKernel):
 
     def draws_at(self, step: int) -> bool:
         return self.position(step - 1) >= self.exploration
-
-    def advance(self, group: str, values: list[Tensor], drift: list[Tensor], state: State) -> None:
-        torch._foreach_add_(values, drift)

@@ -14,7 +14,7 @@ its own exact conditional, so a step costs O(B).
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -42,7 +42,7 @@ State = dict[str, list[Tensor]]
 """What a sampler keeps for a group, by name: lists of tensors shaped like the group's values."""
 
 
-class MinibatchKernel(MCMCKernel, ABC):
+class MinibatchKernel(MCMCKernel):
     """Samples all latent sites of a program from minibatches; the samplers' common part.
 
     Runs in `pyro.infer.MCMC(kernel, ...).run(train, meta)` and in `bads_ppl.chains`.
@@ -130,6 +130,7 @@ class MinibatchKernel(MCMCKernel, ABC):
         self.thinning = thinning
         self.generator = generator
         self.steps = 0
+        self._process = os.getpid()
 
     # what a sampler adds
 
@@ -146,9 +147,9 @@ class MinibatchKernel(MCMCKernel, ABC):
         """
         return None
 
-    @abstractmethod
     def advance(self, group: str, values: list[Tensor], drift: list[Tensor], state: State) -> None:
         """Move `values` in place along a drift that has its noise already."""
+        torch._foreach_add_(values, drift)
 
     def end_warmup(self) -> None:
         """Called once, after the last step of warm-up: what was adapted is frozen."""
@@ -172,15 +173,15 @@ class MinibatchKernel(MCMCKernel, ABC):
         """Find the program's sites and start the minibatches; args are the train and meta `Data`.
 
         Raises:
-            InputError: if the arguments are not two `Data`, a batch is larger than its set, a
-                group has no step size, or one is too large for the stiffness at the start.
+            InputError: if the arguments are not two `Data`, a batch is larger than its set, or a
+                group has no step size.
         """
         if len(args) != 2 or kwargs or not all(isinstance(a, Data) for a in args):
             raise InputError(
                 f"{type(self).__name__} draws its own minibatches: run it with the train and meta "
                 "sets, as in MCMC(kernel, ...).run(Data(...), Data(...))"
             )
-        if torch.multiprocessing.parent_process() is not None and self.steps == 0:
+        if os.getpid() != self._process:
             # MCMC starts each chain as a copy of this kernel: without this all would be the same.
             self.generator.manual_seed(torch.initial_seed())
         self.warmup_steps = warmup_steps
@@ -223,7 +224,6 @@ class MinibatchKernel(MCMCKernel, ABC):
             )
         self.potential = torch.tensor(math.nan)
         self.check_adaptation()
-        check_stiffness(self)
 
     def check_adaptation(self) -> None:
         """Refuse to adapt what has no density or no warm-up."""
@@ -268,7 +268,13 @@ class MinibatchKernel(MCMCKernel, ABC):
     # update
 
     def step(self) -> None:
-        """One step of all groups. No value is read back to the host."""
+        """One step of all groups. No value is read back to the host but before the first.
+
+        Raises:
+            InputError: before the first step, if a step size is too large for the curvature.
+        """
+        if self.steps == 0:
+            check_stiffness(self)
         rows = self.train_rows.next()
         train = self.train.batch(rows.index, rows.importance)
         meta = self.meta.batch(self.meta_rows.next().index)

@@ -59,6 +59,26 @@ class Polynomial:
         return float(self.scale * (self.offset + step) ** -self.power)
 
 
+def named(name: str, eta: float, burn_in: int) -> Schedule:
+    """The schedule that options call `name`, starting at `eta`.
+
+    "constant"; "warmdown" to a tenth over the burn-in; "polynomial": eta (1 + step / burn_in)^-.55,
+    which goes on shrinking, so that the bias vanishes with the length of the chain.
+
+    Raises:
+        InputError: if there is no such schedule.
+    """
+    length = max(burn_in, 1)
+    schedules: dict[str, Schedule] = {
+        "constant": Constant(eta),
+        "warmdown": Warmdown(eta, eta / 10, length),
+        "polynomial": Polynomial(eta * length**0.55, float(length), 0.55),
+    }
+    if name not in schedules:
+        raise InputError(f"schedule must be one of {sorted(schedules)}, got {name!r}")
+    return schedules[name]
+
+
 def as_schedule(value: float | Schedule, group: str) -> Schedule:
     """A schedule from a number or a schedule.
 

@@ -15,12 +15,15 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from bads_ppl.chains import Plan, ThetaMonitor, evidence, run_chains
+from bads_ppl.chains import evidence, run_chains
 from bads_ppl.checks import check_network
 from bads_ppl.data import Data, check_disjoint
 from bads_ppl.device import resolve_device
 from bads_ppl.errors import InputError
+from bads_ppl.kernel import MinibatchKernel
 from bads_ppl.losses import Loss, cross_entropy
+from bads_ppl.monitors import ThetaMonitor
+from bads_ppl.plan import Plan
 from bads_ppl.priors import NormalPrior, SparsityPrior
 from bads_ppl.program import Impact, Model, Parts, bind, last_linear
 from bads_ppl.schedules import Schedule
@@ -63,6 +66,7 @@ def select(
     device: str = "auto",
     run_dir: str | Path | None = None,
     resume: bool = False,
+    workers: int | None = None,
     progress: bool | None = None,
 ) -> Selection:
     """Weigh the points of `train` by how well they serve `meta`, and train `network` on them.
@@ -95,6 +99,7 @@ def select(
         device: auto, cpu, cuda or mps.
         run_dir: folder for draws and checkpoints; default a temporary one.
         resume: continue the run in `run_dir`.
+        workers: chains at a time, see `run_chains`; default: one per core on a CPU.
         progress: show a progress bar; default: where standard error is a terminal.
 
     Returns:
@@ -120,7 +125,7 @@ def select(
     plan = plan if plan is not None else Plan(1500)
     first: list[nn.Module] = []
 
-    def build(chain: int, generator: torch.Generator) -> tuple[SGLD, ThetaMonitor]:
+    def build(chain: int, generator: torch.Generator) -> tuple[MinibatchKernel, ThetaMonitor]:
         own = copy.deepcopy(network) if isinstance(network, nn.Module) else network()
         own = own.to(place)
         if not first:
@@ -141,7 +146,8 @@ def select(
             meta_batch=meta_batch,
             minibatches="importance" if weights == "instance" else "uniform",
         )
-        return kernel, ThetaMonitor(own, loss, train_data, meta_data)
+        density = impact.weight == impact.train
+        return kernel, ThetaMonitor(own, loss, train_data, meta_data, density=density)
 
     with ExitStack() as stack:
         if run_dir is None:
@@ -169,6 +175,7 @@ def select(
                 "batches": [train_batch, meta_batch],
             },
             resume=resume,
+            workers=workers,
             progress=progress,
             target=sparsity,
         )

@@ -7,14 +7,11 @@ The target is p^(1/T), up to a bias that vanishes with eta. It keeps no state.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from bads_ppl.kernel import MinibatchKernel, State
+from bads_ppl.kernel import MinibatchKernel
 
 
 class SGLD(MinibatchKernel):
-    """Stochastic gradient Langevin dynamics; see `MinibatchKernel` for the arguments."""
+    """Stochastic gradient Langevin dynamics; see `MinibatchKernel` for the arguments.
 
-    def advance(self, group: str, values: list[Tensor], drift: list[Tensor], state: State) -> None:
-        torch._foreach_add_(values, drift)
+    It is what all kernels have in common: G is 1, and the values follow the drift.
+    """

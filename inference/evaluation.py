@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from bads_ppl.chains import ChainResult, ThetaMonitor
+from bads_ppl.chains import ChainResult
 from bads_ppl.data import Data
+from bads_ppl.kernel import MinibatchKernel
 from bads_ppl.losses import Loss
-from bads_ppl.sgld import SGLD
+from bads_ppl.monitors import ThetaMonitor
 from bads_ppl.sites import evaluation_mode
 
 
@@ -29,6 +30,7 @@ class TaskMonitor(ThetaMonitor):
         groups: name to (N_t,) mask.
         weights: the current weights (N_t,) of a kernel.
         classes: C.
+        density: whether the program has one.
     """
 
     def __init__(
@@ -39,24 +41,24 @@ class TaskMonitor(ThetaMonitor):
         meta: Data,
         test: Data,
         groups: dict[str, Tensor],
-        weights: Callable[[SGLD], Tensor],
+        weights: Callable[[MinibatchKernel], Tensor],
         classes: int,
+        density: bool = True,
     ) -> None:
-        super().__init__(network, loss, train, meta, {"test": test})
+        super().__init__(network, loss, train, meta, {"test": test}, density=density)
         self.test = test
         self.groups = {name: mask.to(test.device) for name, mask in groups.items()}
         self.weights = weights
         self.sum = torch.zeros(len(test), classes, device=test.device)
         self.count = torch.zeros((), dtype=torch.int64)
 
-    @torch.no_grad()
-    def on_evaluate(self, kernel: SGLD, *, burnt_in: bool) -> dict[str, float]:
-        with evaluation_mode(self.network):
+    def on_evaluate(self, kernel: MinibatchKernel, *, burnt_in: bool) -> dict[str, float]:
+        with torch.no_grad(), evaluation_mode(self.network):
             logits = torch.cat([self.network(batch.input) for batch in self.test.batches()])
         if burnt_in:
             self.sum += logits.softmax(dim=1)
             self.count += 1
-        row = {
+        row = super().on_evaluate(kernel, burnt_in=burnt_in) | {
             "test.accuracy": accuracy(logits, self.test.target),
             "test.loss": float(self.loss(logits, self.test.target).mean()),
         }

@@ -19,16 +19,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from bads_ppl import plots
 from bads_ppl.atomic import atomic_path
-from bads_ppl.chains import ChainResult, Plan, chain_generator, evidence, run_chains
+from bads_ppl.chains import ChainResult, chain_generator, evidence, run_chains
 from bads_ppl.checks import check_network
 from bads_ppl.device import resolve_device
 from bads_ppl.errors import Diverged, InputError
+from bads_ppl.kernel import MinibatchKernel
 from bads_ppl.losses import cross_entropy
+from bads_ppl.plan import Plan
 from bads_ppl.posterior import save, to_arviz
 from bads_ppl.priors import NormalPrior, SparsityPrior
 from bads_ppl.program import Impact, Parts, bind
+from bads_ppl.schedules import named
 from bads_ppl.selection import Selection
-from bads_ppl.sgld import SGLD
+from bads_ppl.stiffness import check_stiffness
 from inference.evaluation import TaskMonitor, predictive_accuracy
 from inference.methods import Setup, method
 from inference.options import build, check_options
@@ -47,6 +50,7 @@ NOT_SETTINGS = (
     "device",
     "data",
     "checkpoint_seconds",
+    "workers",
 )
 """Top-level options that a resumed run may change: longer or more chains, or another machine."""
 
@@ -223,17 +227,18 @@ def _chains(
     backbone = build(config.backbone, "backbone")
     prior = NormalPrior(config.method.prior_scale)
     fixed = None if setup.fixed is None else setup.fixed.to(device)
-    weights = SGLD.site_values if fixed is None else lambda kernel: fixed
-    sampler = make_sampler(config, task, setup)
+    weights = MinibatchKernel.site_values if fixed is None else lambda kernel: fixed
+    sampler = make_sampler(config, task, setup, plan)
 
-    def make(chain: int, generator: torch.Generator) -> tuple[SGLD, TaskMonitor]:
+    def make(chain: int, generator: torch.Generator) -> tuple[MinibatchKernel, TaskMonitor]:
         network = backbone(classes=task.classes).to(device)
         parts = Parts(
             network, setup.weights(network), setup.sparsity, cross_entropy, prior, setup.impact
         )
         kernel = sampler(bind(setup.model, parts), generator=generator)
+        density = setup.impact.weight == setup.impact.train
         monitor = TaskMonitor(
-            network, cross_entropy, train, meta, test, task.groups, weights, task.classes
+            network, cross_entropy, train, meta, test, task.groups, weights, task.classes, density
         )
         return kernel, monitor
 
@@ -242,6 +247,7 @@ def _chains(
         kernel, monitor = make(0, chain_generator(config.seed, 0, device))
         check_network(monitor.network, cross_entropy, train, meta, test)
         kernel.setup(plan.first, train, meta)
+        check_stiffness(kernel)
     prepare_folder(folder, config)
     try:
         return run_chains(
@@ -257,6 +263,7 @@ def _chains(
             target=config.sparsity,
             weights=weights,
             size=len(task.train),
+            workers=config.workers,
         )
     except Diverged as error:
         options = [f"method.learning_rate={config.method.learning_rate / 4:.2g}"]
@@ -265,7 +272,9 @@ def _chains(
         raise Diverged(f"{error} (options {' '.join(options)})") from error
 
 
-def make_sampler(config: DictConfig, task: Task, setup: Setup) -> partial[SGLD]:
+def make_sampler(
+    config: DictConfig, task: Task, setup: Setup, plan: Plan
+) -> partial[MinibatchKernel]:
     """The sampler of the configuration, with the step sizes that the method and weights need.
 
     theta: eta = 2 learning_rate / points is plain SGD with that learning rate on the mean loss.
@@ -273,7 +282,7 @@ def make_sampler(config: DictConfig, task: Task, setup: Setup) -> partial[SGLD]:
     step_size = {"theta": 2 * config.method.learning_rate / setup.points}
     temperature = {"theta": config.method.temperature}
     clip = {"theta": config.method.clip}
-    sampler: partial[SGLD] = build(config.sampler, "sampler")
+    sampler: partial[MinibatchKernel] = build(config.sampler, "sampler")
     minibatches, train_batch = "uniform", config.sampler.train_batch
     if setup.fixed is None:
         step_size[config.weights.group] = config.weights.step_size
@@ -285,7 +294,9 @@ def make_sampler(config: DictConfig, task: Task, setup: Setup) -> partial[SGLD]:
     return partial(
         sampler,
         train_batch=train_batch,
-        step_size=step_size,
+        step_size={
+            group: named(config.schedule, eta, plan.first) for group, eta in step_size.items()
+        },
         temperature=temperature,
         clip=clip,
         minibatches=minibatches,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import partial
 from types import NoneType, UnionType
@@ -80,6 +81,8 @@ class Schema:
     snapshots: int = 5
     evaluate_every: int | None = None
     checkpoint_seconds: float = 60.0
+    schedule: str = "constant"
+    workers: int | None = None
     device: str = "auto"
     run_dir: str | None = None
     resume: bool = False
@@ -156,15 +159,20 @@ def check_arguments(bound: partial[Any], name: str) -> None:
         InputError: naming the option.
     """
     target = bound.func
-    try:
-        parameters = inspect.signature(target).parameters
-    except ValueError:  # some callables written in C have none
-        return
-    try:
-        hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except (NameError, TypeError):  # only a type checker can resolve them, or there are none
-        hints = {}
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    parameters: dict[str, inspect.Parameter] = {}
+    hints: dict[str, Any] = {}
+    takes_all = False
+    for one in _called(target):
+        try:
+            found = inspect.signature(one).parameters
+        except ValueError:  # some callables written in C have none
+            return
+        with suppress(NameError, TypeError):  # only a type checker can resolve them, or none
+            hints = get_type_hints(one) | hints
+        parameters = {**found, **parameters}
+        takes_all = any(p.kind is p.VAR_KEYWORD for p in found.values())
+        if not takes_all:
+            break
     for key, value in bound.keywords.items():
         if key not in parameters and not takes_all:
             known = [p.name for p in parameters.values() if p.default is not p.empty]
@@ -172,6 +180,13 @@ def check_arguments(bound: partial[Any], name: str) -> None:
         hint = hints.get(key, Any)
         if not fits(value, hint):
             raise InputError(f"{name}.{key} must be {describe(hint)}, got {value!r}")
+
+
+def _called(target: Any) -> list[Any]:
+    """A callable; of a class, the __init__ of it and of the bases that it passes options on to."""
+    if not inspect.isclass(target):
+        return [target]
+    return [vars(base)["__init__"] for base in target.__mro__ if "__init__" in vars(base)]
 
 
 def describe(hint: Any) -> str:

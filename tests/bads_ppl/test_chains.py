@@ -11,9 +11,7 @@ from torch import nn
 from bads_ppl.chains import (
     CHECKPOINT,
     METRICS,
-    Plan,
     Stopped,
-    ThetaMonitor,
     chain_generator,
     fingerprint,
     run_chains,
@@ -21,6 +19,8 @@ from bads_ppl.chains import (
 from bads_ppl.data import Data
 from bads_ppl.errors import Diverged, InputError
 from bads_ppl.losses import cross_entropy
+from bads_ppl.monitors import ThetaMonitor
+from bads_ppl.plan import Plan
 from bads_ppl.priors import SparsityPrior
 from bads_ppl.program import Parts, bind
 from bads_ppl.sgld import SGLD
@@ -80,7 +80,7 @@ def run(
 
     def make(chain, generator):
         own = network()
-        parts = Parts(own, source(), SparsityPrior(0.25))
+        parts = Parts(own, source(), SparsityPrior(0.25, scale=2.0))
         kernel = SGLD(
             bind(model, parts),
             step_size=step_size,
@@ -107,9 +107,9 @@ def same(first, second) -> bool:
 
 def test_a_plan_counts_its_draws():
     assert Plan(100).first == 50 and Plan(100).draws == 5
-    assert PLAN.draws == 6 and PLAN.snapshot_draws == {3, 6}
-    assert Plan(100, snapshots=0).snapshot_draws == set()
-    assert Plan(100, snapshots=50).snapshot_draws == {1, 2, 3, 4, 5}
+    assert PLAN.draws == 6 and PLAN.snapshot_draws(6) == {3, 6}
+    assert Plan(100, snapshots=0).snapshot_draws(5) == set()
+    assert Plan(100, snapshots=50).snapshot_draws(5) == {1, 2, 3, 4, 5}
     assert Plan(1000).evaluation_steps == 100 and Plan(5, thinning=1).evaluation_steps == 1
 
 
