@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import pyro
 import pyro.distributions as dist
@@ -18,6 +18,19 @@ from torch import Tensor
 from bads_ppl.data import Batch
 from bads_ppl.errors import InputError
 from bads_ppl.primitives import plate_sum, running_mean
+
+
+class TotalPrior(Protocol):
+    """What models ask of a prior on the total weight."""
+
+    @property
+    def sparsity(self) -> float | Tensor:
+        """Beta in (0, 1), the share to select; a constant under differentiation."""
+        ...
+
+    def factor(self, w: Tensor, train: Batch) -> None:
+        """Add its log density to the program, given the batch's weights (B,)."""
+        ...
 
 
 @dataclass(frozen=True)

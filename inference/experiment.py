@@ -289,6 +289,8 @@ def make_sampler(
         temperature[config.weights.group] = config.weights.temperature
         clip[config.weights.group] = config.weights.clip
         minibatches = config.weights.minibatches
+        for group, eta in config.step_sizes.items():
+            step_size[str(group)] = eta / len(setup.train)
     elif train_batch is not None and len(setup.train) < len(task.train):
         train_batch = min(train_batch, len(setup.train))  # a baseline may train on fewer points
     return partial(

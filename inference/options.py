@@ -82,6 +82,7 @@ class Schema:
     evaluate_every: int | None = None
     checkpoint_seconds: float = 60.0
     schedule: str = "constant"
+    step_sizes: dict[str, float] = field(default_factory=dict)
     workers: int | None = None
     device: str = "auto"
     run_dir: str | None = None

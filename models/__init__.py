@@ -1,6 +1,7 @@
 """What a user swaps: Pyro programs, one a file, and backbones."""
 
 from models.joint import joint
+from models.learned_sparsity import learned_sparsity
 from models.normalised import normalised
 
-__all__ = ["joint", "normalised"]
+__all__ = ["joint", "learned_sparsity", "normalised"]

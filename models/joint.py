@@ -9,13 +9,15 @@ missed. NUTS runs on the same program with all data.
 import pyro
 
 from bads_ppl.data import Batch
+from bads_ppl.priors import TotalPrior
 from bads_ppl.program import Parts
 
 
-def joint(train: Batch, meta: Batch, parts: Parts) -> None:
+def joint(train: Batch, meta: Batch, parts: Parts, *, prior: TotalPrior | None = None) -> None:
     """p(theta, w | D_t, D_m) as in (4) with Z(w) left out.
 
-    Sites: theta.<parameter>, w (and phi.<parameter> for a weight network).
+    Sites: theta.<parameter>, w (and phi.<parameter> for a weight network). `prior` is that of the
+    total weight, `parts.sparsity` unless given.
     """
     network = parts.sample_network()
     forward = parts.forward(network, train, meta)
@@ -23,6 +25,7 @@ def joint(train: Batch, meta: Batch, parts: Parts) -> None:
     w = parts.weights.sample(train, plate, forward.features)
     with plate:
         pyro.factor("train_loss", parts.weigh(w, forward.train_loss))
-    if parts.sparsity is not None:
-        parts.sparsity.factor(w, train)
+    prior = prior if prior is not None else parts.sparsity
+    if prior is not None:
+        prior.factor(w, train)
     parts.observe_meta(forward.meta_output, meta)

@@ -13,6 +13,7 @@ import pyro
 from bads_ppl.data import Batch
 from bads_ppl.errors import InputError
 from bads_ppl.primitives import Restart, Revert, running_mean, sample_network
+from bads_ppl.priors import TotalPrior
 from bads_ppl.program import Parts
 
 
@@ -25,6 +26,7 @@ def normalised(
     window: int = 20,
     contrast: float = 3.0,
     clip: float = 3.0,
+    prior: TotalPrior | None = None,
 ) -> None:
     """p(theta, w | D_t, D_m) as in (4) with (2) normalised.
 
@@ -45,6 +47,7 @@ def normalised(
             over its running mean absolute value, so that it depends neither on the step size of
             theta nor on the scale of the weights.
         clip: not persistent: bound on the scaled difference.
+        prior: of the total weight; default `parts.sparsity`.
     """
     companions: dict[str, Restart | Revert] = {
         "persistent": Restart("theta"),
@@ -54,6 +57,7 @@ def normalised(
     if auxiliary not in companions:
         raise InputError(f"auxiliary must be one of {sorted(companions)}, got {auxiliary!r}")
     companion = companions[auxiliary]
+    prior = prior if prior is not None else parts.sparsity
     network = parts.sample_network()
     other = sample_network("auxiliary", parts.auxiliary, parts.prior, companion=companion)
     forward = parts.forward(network, train, meta, apart=auxiliary == "reverted")
@@ -61,7 +65,7 @@ def normalised(
     gain = (auxiliary_loss - forward.train_loss).detach()
     if auxiliary != "persistent":
         size = running_mean("gain", gain.abs().mean(), window=100, kind="exponential")
-        beta = 1.0 if parts.sparsity is None else parts.sparsity.sparsity
+        beta = 1.0 if prior is None else prior.sparsity
         known = size > 0  # there is no scale before the companion has parted from theta
         gain = contrast / beta * known * (gain / (size + 1e-12)).clamp(-clip, clip)
     plate = train.plate("train")
@@ -72,6 +76,6 @@ def normalised(
         if auxiliary != "reverted":
             pyro.factor("auxiliary_loss", -parts.impact.train * fixed * auxiliary_loss)  # theta'
         pyro.factor("gain", parts.impact.weight * (w - fixed) * gain)  # to w
-    if parts.sparsity is not None:
-        parts.sparsity.factor(w, train)
+    if prior is not None:
+        prior.factor(w, train)
     parts.observe_meta(forward.meta_output, meta)
