@@ -49,7 +49,7 @@ class Forward(NamedTuple):
 
 @dataclass(frozen=True)
 class Impact:
-    """The impact constants rho of (24) and (25), all >= 0.
+    """The impact constants rho of (24) and (25), all >= 0, that of the meta term > 0.
 
     Attributes:
         train: rho_theta^t, on the train term in the update of theta.
@@ -68,6 +68,11 @@ class Impact:
         for name in ("train", "meta", "weight"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name}_impact must be >= 0, got {getattr(self, name)}")
+        if self.meta == 0:
+            raise InputError(
+                "meta_impact must be positive, got 0: without the meta set there is nothing to "
+                "select for"
+            )
 
 
 @dataclass
