@@ -4,11 +4,17 @@ Its gradient needs E[l_i(theta')] over theta' ~ p(theta' | w, D_t), which a comp
 estimates: the same updates on the same minibatches without the meta term. A point gains weight
 when the meta set makes it better explained than the weighted train data alone do. No single
 density has these updates as its gradient, so HMC and NUTS do not apply to this program.
+
+A persistent companion estimates that difference as it is. The others see the effect of the last few
+meta steps only; there the difference is put on a scale of its own, and the drift of `joint`, a
+point's loss, is put on the same scale and taken away: the first finds rare classes and the second
+wrong labels, and together they find both (`docs/results.md`).
 """
 
 from typing import Literal
 
 import pyro
+from torch import Tensor
 
 from bads_ppl.data import Batch
 from bads_ppl.errors import InputError
@@ -25,6 +31,7 @@ def normalised(
     auxiliary: Literal["persistent", "restarted", "reverted"] = "reverted",
     window: int = 20,
     contrast: float = 3.0,
+    loss_contrast: float = 1.0,
     clip: float = 3.0,
     prior: TotalPrior | None = None,
 ) -> None:
@@ -45,8 +52,11 @@ def normalised(
         window: steps that "restarted" and "reverted" look back on, at least 1.
         contrast: not persistent: the log density of w gains contrast / beta times the difference
             over its running mean absolute value, so that it depends neither on the step size of
-            theta nor on the scale of the weights.
-        clip: not persistent: bound on the scaled difference.
+            theta nor on the scale of the weights. More: weights nearer 0 and 1.
+        loss_contrast: not persistent: the log density of w loses loss_contrast / beta times the
+            point's loss less the train set's mean loss, over the mean absolute value of that. More:
+            wrong labels lose more, and points of rare classes with them. 0: no such drift.
+        clip: not persistent: bound on both scaled values.
         prior: of the total weight; default `parts.sparsity`.
     """
     companions: dict[str, Restart | Revert] = {
@@ -65,9 +75,11 @@ def normalised(
     gain = (auxiliary_loss - forward.train_loss).detach()
     if auxiliary != "persistent":
         size = running_mean("gain", gain.abs().mean(), window=100, kind="exponential")
-        beta = 1.0 if prior is None else prior.sparsity
         known = size > 0  # there is no scale before the companion has parted from theta
-        gain = contrast / beta * known * (gain / (size + 1e-12)).clamp(-clip, clip)
+        gain = contrast * known * (gain / (size + 1e-12)).clamp(-clip, clip)
+        if loss_contrast > 0:
+            gain = gain - loss_contrast * _scaled_loss(forward.train_loss, train).clamp(-clip, clip)
+        gain = gain / (1.0 if prior is None else prior.sparsity)
     plate = train.plate("train")
     w = parts.weights.sample(train, plate, forward.features)
     fixed = w.detach()
@@ -79,3 +91,15 @@ def normalised(
     if prior is not None:
         prior.factor(w, train)
     parts.observe_meta(forward.meta_output, meta)
+
+
+def _scaled_loss(loss: Tensor, train: Batch) -> Tensor:
+    """Losses (B,) less the train set's mean loss, over the mean absolute value of that."""
+    loss = loss.detach()
+
+    def over_train_set(name: str, value: Tensor) -> Tensor:
+        mean = train.total(value) / train.size
+        return running_mean(name, mean, window=100, kind="exponential")
+
+    apart = loss - over_train_set("mean_loss", loss)
+    return apart / (over_train_set("loss_spread", apart.abs()) + 1e-12)

@@ -147,20 +147,28 @@ def test_persistent_gain_is_the_plain_difference_of_the_losses():
 @pytest.mark.parametrize("kind", ["restarted", "reverted"])
 @pytest.mark.parametrize("beta", [0.25, 0.5])
 def test_other_gains_are_scaled_by_their_mean_size_and_beta(kind, beta):
-    drift, own, other, _ = drift_of_w(kind, 0.5, beta=beta, contrast=2.0, clip=100.0)
+    options = {"beta": beta, "contrast": 2.0, "clip": 100.0}
+    drift, own, other, _ = drift_of_w(kind, 0.5, loss_contrast=0.0, **options)
     gain = other - own
-    assert torch.allclose(drift, 2.0 / beta * gain / gain.abs().mean(), rtol=1e-3, atol=1e-4)
+    wanted = 2.0 / beta * gain / gain.abs().mean()
+    assert torch.allclose(drift, wanted, rtol=1e-3, atol=1e-4)
+    both, *_ = drift_of_w(kind, 0.5, loss_contrast=1.5, **options)
+    apart = own - own.mean()
+    wanted = wanted - 1.5 / beta * apart / apart.abs().mean()
+    assert torch.allclose(both, wanted, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["restarted", "reverted"])
 def test_scaled_gains_do_not_depend_on_how_far_apart_the_networks_are(kind):
-    near, *_ = drift_of_w(kind, 0.01, clip=100.0)
-    far, *_ = drift_of_w(kind, 0.02, clip=100.0)
+    near, *_ = drift_of_w(kind, 0.01, clip=100.0, loss_contrast=0.0)
+    far, *_ = drift_of_w(kind, 0.02, clip=100.0, loss_contrast=0.0)
     assert torch.allclose(near, far, rtol=0.1, atol=0.3)
 
 
 def test_scaled_gains_are_clipped():
-    drift, *_ = drift_of_w("reverted", 0.5, contrast=2.0, clip=0.5)
+    drift, *_ = drift_of_w("reverted", 0.5, contrast=2.0, clip=0.5, loss_contrast=0.0)
+    assert drift.abs().max() == pytest.approx(2.0 / 0.25 * 0.5, rel=1e-4)
+    drift, *_ = drift_of_w("reverted", 0.5, contrast=0.0, clip=0.5, loss_contrast=2.0)
     assert drift.abs().max() == pytest.approx(2.0 / 0.25 * 0.5, rel=1e-4)
 
 
