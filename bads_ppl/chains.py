@@ -36,6 +36,7 @@ from bads_ppl.program import Impact
 from bads_ppl.sgld import SGLD
 from bads_ppl.sites import evaluation_mode
 from bads_ppl.snapshots import drop_snapshots, save_snapshot
+from bads_ppl.verdict import collapsed
 
 log = logging.getLogger(__name__)
 
@@ -261,7 +262,8 @@ def run_chains(
         settings: JSON-able settings that a checkpoint must share to be resumed.
         resume: continue from checkpoints where there are any.
         progress: show a progress bar; None: when standard error is a terminal.
-        target: beta, shown beside the mean weight.
+        target: beta, shown beside the mean weight, and against which a collapse of the weights is
+            told; None: neither.
         weights: the weights (N,) to record for a draw, given the kernel.
         size: N, where it is not the size of the train set.
 
@@ -339,6 +341,7 @@ class _Runner:
     def _loop(self, chain: int, state: _ChainState, writer: DrawWriter) -> None:
         kernel, monitor, plan = state.kernel, state.monitor, self.plan
         start, saved = time.monotonic() - state.seconds, time.monotonic()
+        warned = False
         self.bar.set_description(f"chain {chain}", refresh=False)
         self.bar.update(kernel.steps)
         while kernel.steps < plan.steps:
@@ -353,6 +356,7 @@ class _Runner:
             if step % plan.evaluation_steps == 0 or last:
                 row = kernel.report() | monitor.on_evaluate(kernel, burnt_in=burnt_in)
                 state.metrics.append({"chain": chain, "step": step, **row})
+                warned = warned or self._warn_of_collapse(chain, kernel)
             if step % plan.check_every == 0 or last:
                 kernel.check_finite()
                 self._show(kernel, step % plan.check_every or plan.check_every)
@@ -364,6 +368,19 @@ class _Runner:
                 state.save()
             if self.stop:
                 raise Stopped(self.stop[0])
+
+    def _warn_of_collapse(self, chain: int, kernel: SGLD) -> bool:
+        """Whether all weights are at one end; says so, as they seldom return (trap 3)."""
+        if self.target is None:
+            return False
+        end = collapsed(self.weights(kernel), self.target)
+        if end is not None:
+            log.warning(
+                "chain %d, step %d: all weights are close to %d, with a target mean of %g; they "
+                "seldom return. Stop, and take smaller steps of the weights",
+                *(chain, kernel.steps, end == "high", self.target),
+            )
+        return end is not None
 
     def _show(self, kernel: SGLD, steps: int) -> None:
         if self.bar.disable:

@@ -22,6 +22,7 @@ from bads_ppl.atomic import atomic_path
 from bads_ppl.chains import ChainResult, Plan, chain_generator, evidence, run_chains
 from bads_ppl.checks import check_network
 from bads_ppl.device import resolve_device
+from bads_ppl.diagnostics import diagnose
 from bads_ppl.errors import Diverged, InputError
 from bads_ppl.losses import cross_entropy
 from bads_ppl.posterior import save, to_arviz
@@ -254,7 +255,7 @@ def _chains(
             seed=config.seed,
             settings=settings(config),
             resume=config.resume,
-            target=config.sparsity,
+            target=None if setup.fixed is not None else config.sparsity,
             weights=weights,
             size=len(task.train),
         )
@@ -308,11 +309,17 @@ def _report(
     for name, mask in task.groups.items():
         group[mask.numpy()] = name
     found = "fixed" if setup.fixed is not None else evidence(chains, setup.impact)
+    diagnostics = diagnose(
+        [chain.draws for chain in chains],
+        evidence=found,
+        target=None if setup.fixed is not None else config.sparsity,
+        ids=task.train.ids.numpy(),
+    )
     selection = Selection.from_draws(
         task.train.ids.numpy(),
         [chain.draws.w for chain in chains],
         evidence=found,
-        columns={"group": group, "label": label},
+        columns={"group": group, "label": label, **diagnostics.columns()},
     )
     selection.to_parquet(folder / "weights.parquet")
     model, weights = setup.names
@@ -363,6 +370,7 @@ def _report(
             }
             for name, mask in task.groups.items()
         },
+        "diagnostics": diagnostics.to_dict(),
         "cost": {
             "seconds": seconds,
             "ms_per_step": 1000 * seconds / steps,
