@@ -22,6 +22,7 @@ from bads_ppl.atomic import atomic_path
 from bads_ppl.chains import ChainResult, Plan, chain_generator, evidence, run_chains
 from bads_ppl.checks import check_network
 from bads_ppl.device import resolve_device
+from bads_ppl.diagnostic_plots import diagnostic_figures
 from bads_ppl.diagnostics import diagnose
 from bads_ppl.errors import Diverged, InputError
 from bads_ppl.losses import cross_entropy
@@ -309,8 +310,9 @@ def _report(
     for name, mask in task.groups.items():
         group[mask.numpy()] = name
     found = "fixed" if setup.fixed is not None else evidence(chains, setup.impact)
+    draws = [chain.draws for chain in chains]
     diagnostics = diagnose(
-        [chain.draws for chain in chains],
+        draws,
         evidence=found,
         target=None if setup.fixed is not None else config.sparsity,
         ids=task.train.ids.numpy(),
@@ -335,10 +337,11 @@ def _report(
         "evidence": found,
         "temperature": config.method.temperature,
         "seed": config.seed,
+        "sparsity": config.sparsity,
     }
     save(
         to_arviz(
-            [chain.draws for chain in chains],
+            draws,
             ids=task.train.ids.numpy(),
             constant_data={"group": group.astype(str), "label": label},
             attrs=about,
@@ -346,6 +349,8 @@ def _report(
         folder / "posterior.nc",
     )
     _draw_plots(folder / "plots", metrics, selection, task)
+    for name, figure in diagnostic_figures(draws, diagnostics).items():
+        plots.save(figure, folder / "plots" / f"diagnostics_{name}.png")
     steps = sum(chain.kernel.steps for chain in chains)
     seconds = sum(chain.seconds for chain in chains)
     results = {
@@ -353,7 +358,6 @@ def _report(
         "run_dir": str(folder),
         "steps": config.steps,
         "chains": config.chains,
-        "sparsity": config.sparsity,
         "settings": OmegaConf.to_container(config.task, resolve=True),
         "test": {
             "accuracy": predictive_accuracy(chains, task.test.target),
