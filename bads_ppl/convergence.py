@@ -23,6 +23,9 @@ MIN_DRAWS = 4
 _PIECE = 2**20
 """Draws (of all chains) that are worked on at a time: some 100 MiB with all copies."""
 
+_READ = 16
+"""Pieces that are read from disk in one go, as rows are long and columns are not contiguous."""
+
 
 @dataclass(frozen=True)
 class Estimates:
@@ -61,9 +64,11 @@ def estimate(chains: Sequence[NDArray[np.floating]]) -> Estimates:
     draws, size = chains[0].shape
     step = max(1, _PIECE // (len(chains) * draws))
     pieces = []
-    for start in range(0, max(size, 1), step):
-        block = [np.asarray(chain[:, start : start + step], np.float64).T for chain in chains]
-        pieces.append(_estimate(np.stack(block, axis=1)))
+    for first in range(0, max(size, 1), _READ * step):
+        read = [np.array(chain[:, first : first + _READ * step]) for chain in chains]
+        for start in range(0, max(read[0].shape[1], 1), step):
+            block = [one[:, start : start + step].T.astype(np.float64) for one in read]
+            pieces.append(_estimate(np.stack(block, axis=1)))
     return Estimates(
         *(np.concatenate([getattr(p, f.name) for p in pieces]) for f in fields(Estimates))
     )
