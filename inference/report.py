@@ -28,7 +28,7 @@ from inference.arms import (
     method_settings,
     task_settings,
 )
-from inference.report_figures import curve, figure_uri, score_by_arm, score_over_steps
+from inference.report_figures import figure_uri, score_by_arm, score_curve, score_over_steps
 from inference.runs import RESULTS, Run, find_runs, judged_by
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -87,7 +87,7 @@ def _section(runs: list[Run]) -> Section:
     by_arm = f"Test {metric} by method. Dot: seed; line: mean; bar: its 95 % t interval."
     over_steps = f"Test {metric} over steps. Line: mean over seeds; band: lowest to highest seed."
     figures = [(by_arm, score_by_arm(arms, metric))]
-    if any(curve(run, metric) for run in runs):
+    if any(score_curve(run, metric) for run in runs):
         figures.append((over_steps, score_over_steps(arms, metric)))
     return Section(
         str(runs[0].value("task")),

@@ -46,7 +46,7 @@ def score_over_steps(arms: Sequence[Arm], metric: str) -> Figure:
     """Mean over seeds (of means over chains) by step, and the band from lowest to highest seed."""
     figure, axes = _figure(3.6 + 0.2 * len(arms))
     for arm in reversed(arms):  # the best on top
-        curves = [curve for run in arm.runs if (curve := curve(run, metric))]
+        curves = [curve for run in arm.runs if (curve := score_curve(run, metric))]
         if not curves:
             continue
         steps = sorted({step for curve in curves for step in curve})
@@ -100,7 +100,7 @@ def _finish(axes: Axes, metric: str, values: Any) -> None:
         values.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
 
 
-def curve(run: Run, metric: str) -> dict[int, float]:
+def score_curve(run: Run, metric: str) -> dict[int, float]:
     """Mean over chains by step."""
     found: dict[int, list[float]] = {}
     for row in run.metrics:
