@@ -67,8 +67,8 @@ def estimate(chains: Sequence[NDArray[np.floating]]) -> Estimates:
     for first in range(0, max(size, 1), _READ * step):
         read = [np.array(chain[:, first : first + _READ * step]) for chain in chains]
         for start in range(0, max(read[0].shape[1], 1), step):
-            block = [one[:, start : start + step].T.astype(np.float64) for one in read]
-            pieces.append(_estimate(np.stack(block, axis=1)))
+            block = [one[:, start : start + step].T for one in read]
+            pieces.append(_estimate(np.stack(block, axis=1).astype(np.float64, order="C")))
     return Estimates(
         *(np.concatenate([getattr(p, f.name) for p in pieces]) for f in fields(Estimates))
     )

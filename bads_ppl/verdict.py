@@ -35,6 +35,9 @@ ESS_PER_CHAIN = 100
 COLLAPSE = 0.01
 """Share of beta that no weight exceeds, or of 1 - beta that no weight is further from 1."""
 
+_MARGIN = 1.1
+"""Factor on the steps that are advised, as short chains think too well of themselves."""
+
 _TOO_LONG = 10
 """Factor on the steps from which on more steps are no advice."""
 
@@ -226,7 +229,7 @@ class Facts:
             advice.append("run more steps, or thin less")
         elif not self.agree and (factor := self._factor()) is not None:
             advice.append(self._lengthen(factor))
-        elif not self.agree and self.constant:
+        elif self.chains > 1 and self.rhat_99pct is None:
             advice.append("run more steps, or take larger train batches")
         if self.chains < 2:
             advice.append("run with chains=4")
@@ -242,7 +245,7 @@ class Facts:
         if self.ess_bulk_median is None or (self.chains > 1 and self.rhat_99pct is None):
             return None
         factor = max(self._rhat_factor(), self.ess_wanted / self.ess_bulk_median)
-        return factor if factor > 1 else None
+        return _MARGIN * factor if factor > 1 else None
 
     def _rhat_factor(self) -> float:
         known = [rhat for rhat in (self.rhat_99pct, self.potential_rhat) if rhat is not None]
@@ -286,10 +289,10 @@ def _percent(share: float) -> str:
 
 def _about(factor: float) -> str:
     """A factor above 1 in two digits, not below it."""
-    return f"{math.ceil(10 * factor) / 10:g}" if factor < 10 else f"{_round_up(factor):,}"
+    return f"{math.ceil(10 * factor - 1e-9) / 10:g}" if factor < 10 else f"{_round_up(factor):,}"
 
 
 def _round_up(value: float) -> int:
     """A whole number of two significant digits, not below the value."""
     unit = int(10 ** max(0, math.floor(math.log10(value)) - 1))
-    return math.ceil(value / unit) * unit
+    return math.ceil(value / unit - 1e-9) * unit
