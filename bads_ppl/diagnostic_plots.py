@@ -37,7 +37,7 @@ def diagnostic_figures(chains: Sequence[Draws], diagnostics: Diagnostics) -> dic
         figures["rhat"] = rhat_histogram(diagnostics.rhat)
     if np.isfinite(diagnostics.ess_bulk).any():
         figures["ess"] = ess_over_draws([chain.w for chain in chains])
-    traced = {name: value for name, value in values.items() if not name.startswith("norm.")}
+    traced = {name: value for name, value in values.items() if "." not in name}  # one of a kind
     if traced:
         figures["traces"] = traces(traced)
     if "potential" in values and len(chains) > 1:
