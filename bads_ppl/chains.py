@@ -36,6 +36,7 @@ from bads_ppl.monitors import Monitor
 from bads_ppl.plan import Plan
 from bads_ppl.program import Impact
 from bads_ppl.snapshots import drop_snapshots, save_snapshot
+from bads_ppl.verdict import collapsed
 from bads_ppl.workers import Report, choose_workers, run_side_by_side
 
 log = logging.getLogger(__name__)
@@ -133,7 +134,8 @@ def run_chains(
         settings: JSON-able settings that a checkpoint must share to be resumed.
         resume: continue from checkpoints where there are any.
         progress: show a progress bar; None: when standard error is a terminal.
-        target: beta, shown beside the mean weight.
+        target: beta, shown beside the mean weight, and against which a collapse of the weights is
+            told; None: neither.
         weights: the weights (N,) to record for a draw, given the kernel.
         size: N, where it is not the size of the train set.
         workers: chains at a time, each in a process of its own with one thread; None: as many as
@@ -164,7 +166,7 @@ def run_chains(
     ):
         show = None if bar.disable else _Progress(bar, target)
         runner = _Runner(
-            make, train, meta, plan, about, resume, weights, size or len(train), show, stop
+            make, train, meta, plan, about, resume, weights, size or len(train), target, show, stop
         )
         folders = [folder / f"chain-{chain}" for chain in range(chains)]
         if count > 1:
@@ -210,6 +212,7 @@ class _Runner:
     resume: bool
     weights: Callable[[MinibatchKernel], Tensor]
     size: int
+    target: float | None
     show: Report | None
     stop: list[int]
 
@@ -250,6 +253,7 @@ class _Runner:
         start, saved = time.monotonic() - state.seconds, time.monotonic()
         draw_at = set(plan.draw_steps(kernel.draws_at))
         snapshots = plan.snapshot_draws(len(draw_at))
+        warned = False
         while kernel.steps < plan.steps:
             kernel.step()
             step, last = kernel.steps, kernel.steps == plan.steps
@@ -262,6 +266,7 @@ class _Runner:
             if step % plan.evaluation_steps == 0 or last:
                 row = kernel.report() | monitor.on_evaluate(kernel, burnt_in=burnt_in)
                 state.metrics.append({"chain": chain, "step": step, **row})
+                warned = warned or self._warn_of_collapse(chain, kernel)
             if step % plan.check_every == 0 or last:
                 kernel.check_finite()
                 if self.show is not None:
@@ -274,6 +279,19 @@ class _Runner:
                 state.save()
             if self.stop:
                 raise Stopped(self.stop[0])
+
+    def _warn_of_collapse(self, chain: int, kernel: MinibatchKernel) -> bool:
+        """Whether all weights are at one end; says so, as they seldom return (trap 3)."""
+        if self.target is None:
+            return False
+        end = collapsed(self.weights(kernel), self.target)
+        if end is not None:
+            log.warning(
+                "chain %d, step %d: all weights are close to %d, with a target mean of %g; they "
+                "seldom return. Stop, and take smaller steps of the weights",
+                *(chain, kernel.steps, end == "high", self.target),
+            )
+        return end is not None
 
 
 @dataclass

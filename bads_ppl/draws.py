@@ -11,12 +11,12 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,60 @@ class ChainDraws:
 
     def __len__(self) -> int:
         return len(self.w)
+
+
+class Draws(Protocol):
+    """What is asked of a chain's draws; `ChainDraws` is such."""
+
+    @property
+    def w(self) -> NDArray[np.float32]:
+        """(D, N) weights."""
+        ...
+
+    @property
+    def values(self) -> dict[str, NDArray[np.float64]]:
+        """Name to (D,): functions of theta, "potential" and "step"."""
+        ...
+
+
+def check_chains(chains: Sequence[Draws]) -> None:
+    """Refuse chains that cannot be looked at together.
+
+    Raises:
+        InputError: if there is no chain or no draw, or chains differ in their numbers of draws or
+            weights, or in the functions of theta.
+    """
+    lengths = [len(chain.w) for chain in chains]
+    if not lengths or min(lengths) == 0:
+        raise InputError(
+            f"every chain must have at least one draw, got {lengths} draws: run more steps, or less"
+            " burn-in or thinning"
+        )
+    if len(set(lengths)) > 1:
+        shortest = lengths.index(min(lengths))
+        raise InputError(
+            f"chains must have the same number of draws, got {lengths}, fewest in chain {shortest}:"
+            " resume those that were stopped"
+        )
+    shapes = [chain.w.shape for chain in chains]
+    if len(set(shapes)) > 1 or len(shapes[0]) != 2:
+        raise InputError(
+            f"all chains must have weights of one shape (draws, points), got {shapes}: give chains "
+            "of one run"
+        )
+    names = set(chains[0].values)
+    for number, chain in enumerate(chains):
+        if set(chain.values) != names:
+            raise InputError(
+                f"chains must have the same functions of theta, got {sorted(chain.values)} in chain"
+                f" {number} and {sorted(names)} in chain 0: give chains of one run"
+            )
+        for name, value in chain.values.items():
+            if np.shape(value) != (lengths[0],):
+                raise InputError(
+                    f"functions of theta must have one value per draw, got shape {np.shape(value)} "
+                    f"for {name!r} in chain {number} and {lengths[0]} draws"
+                )
 
 
 class DrawWriter:

@@ -25,11 +25,11 @@ Metrics = Sequence[Mapping[str, Any]]
 """Rows of metrics.jsonl: "chain", "step" and values by name, at the same steps in all chains."""
 
 # From dark to light, told apart by people with any colour vision.
-_HIGH = ("#0b559f", "#4a90c9", "#89bedc")
-_LOW = ("#b11218", "#e2604a", "#f4a582")
-_STYLES = ("solid", "dashed", "dotted", "dashdot")
+HIGH = ("#0b559f", "#4a90c9", "#89bedc")
+LOW = ("#b11218", "#e2604a", "#f4a582")
+STYLES = ("solid", "dashed", "dotted", "dashdot")
 _PERCENT = FuncFormatter(lambda share, _: f"{100 * share:g} %")
-_INK, _FAINT = "#333333", "#d9d9d9"
+INK, FAINT = "#333333", "#d9d9d9"
 
 
 def weights_by_group_over_steps(metrics: Metrics, groups: Mapping[str, bool]) -> Figure:
@@ -42,7 +42,7 @@ def weights_by_group_over_steps(metrics: Metrics, groups: Mapping[str, bool]) ->
     Raises:
         InputError: if no row has a group's weights.
     """
-    figure, axes = _figure("Mean weight by group", "mean weight")
+    figure, axes = empty_figure("Mean weight by group", "mean weight")
     for name, (colour, style) in _styles(groups).items():
         steps, values = _by_chain(metrics, f"groups.{name}.mean_weight")
         mean, low, high = _over_chains(values)
@@ -81,7 +81,7 @@ def weight_histogram(
         InputError: if a group of `groups` has no mask, or a mask has another length.
     """
     w = np.asarray(mean_w, dtype=np.float64)
-    figure, axes = _figure("Weights of the train points", "share of the group's points")
+    figure, axes = empty_figure("Weights of the train points", "share of the group's points")
     edges = np.linspace(0, max(1.0, float(w.max(initial=0))), bins + 1)
     for name, (colour, style) in _styles(groups).items():
         if name not in members:
@@ -116,16 +116,16 @@ def accuracy_over_steps(metrics: Metrics, name: str = "test.accuracy") -> Figure
     Raises:
         InputError: if no row has it.
     """
-    figure, axes = _figure("Test accuracy", "test accuracy")
+    figure, axes = empty_figure("Test accuracy", "test accuracy")
     steps, values = _by_chain(metrics, name)
     mean, _, _ = _over_chains(values)
     single = len(steps) == 1
     if len(values) > 1:
         for chain in values:
             axes.plot(
-                steps, chain, color=_HIGH[1], linewidth=0.8, alpha=0.6, marker="." if single else ""
+                steps, chain, color=HIGH[1], linewidth=0.8, alpha=0.6, marker="." if single else ""
             )
-    axes.plot(steps, mean, color=_HIGH[0], linewidth=2, marker="o" if single else "")
+    axes.plot(steps, mean, color=HIGH[0], linewidth=2, marker="o" if single else "")
     axes.yaxis.set_major_formatter(_PERCENT)
     axes.set_xlim(left=0)
     axes.annotate(
@@ -134,7 +134,7 @@ def accuracy_over_steps(metrics: Metrics, name: str = "test.accuracy") -> Figure
         xytext=(5, 0),
         textcoords="offset points",
         va="center",
-        color=_HIGH[0],
+        color=HIGH[0],
         annotation_clip=False,
     )
     _note_chains(axes, metrics, "thick: their mean; thin: each")
@@ -151,15 +151,16 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 150) -> None:
         figure.savefig(temporary, dpi=dpi, format="png")
 
 
-def _figure(title: str, y_label: str) -> tuple[Figure, Axes]:
+def empty_figure(title: str, y_label: str) -> tuple[Figure, Axes]:
+    """A figure of the house's look with one pair of axes; "step" is what x means, unless set."""
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)  # inches
     figure = Figure(figsize=(6.4, 4.0), layout=layout, facecolor="white")
     axes: Axes = figure.subplots()
-    axes.set_title(title, loc="left", fontweight="bold", color=_INK)
+    axes.set_title(title, loc="left", fontweight="bold", color=INK)
     axes.set_xlabel("step")
     axes.set_ylabel(y_label)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color=_FAINT, linewidth=0.6)
+    axes.grid(axis="y", color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -169,10 +170,10 @@ def _figure(title: str, y_label: str) -> tuple[Figure, Axes]:
 def _styles(groups: Mapping[str, bool]) -> dict[str, tuple[str, str]]:
     """Colour and line style by group: blues for high, reds for low."""
     found: dict[str, tuple[str, str]] = {}
-    for wanted, colours in ((True, _HIGH), (False, _LOW)):
+    for wanted, colours in ((True, HIGH), (False, LOW)):
         names = [name for name, high in groups.items() if bool(high) is wanted]
         for k, name in enumerate(names):
-            found[name] = (colours[k % len(colours)], _STYLES[k % len(_STYLES)])
+            found[name] = (colours[k % len(colours)], STYLES[k % len(STYLES)])
     return {name: found[name] for name in groups}
 
 
@@ -199,7 +200,7 @@ def _over_chains(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]
 def _note_chains(axes: Axes, metrics: Metrics, how: str) -> None:
     count = len({row["chain"] for row in metrics})
     note = "1 chain" if count == 1 else f"{count} chains; {how}"
-    axes.set_title(note, loc="right", fontsize="small", color=_INK)
+    axes.set_title(note, loc="right", fontsize="small", color=INK)
 
 
 def _legend(axes: Axes, count: int) -> None:

@@ -13,13 +13,14 @@ import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from bads_ppl.atomic import atomic_path
+from bads_ppl.draws import ChainDraws, Draws, check_chains
 from bads_ppl.errors import InputError
 
 with warnings.catch_warnings():
@@ -36,20 +37,6 @@ _IS_TREE = int(arviz.__version__.split(".")[0]) >= 1
 _SAMPLE_STATS = ("potential", "step")
 _IN_MEMORY = 256 * 2**20
 """Bytes of weights above which they are held in a temporary file instead of memory."""
-
-
-class Draws(Protocol):
-    """What is asked of a chain's draws; `bads_ppl.draws.ChainDraws` is such."""
-
-    @property
-    def w(self) -> NDArray[np.float32]:
-        """(D, N) weights."""
-        ...
-
-    @property
-    def values(self) -> dict[str, NDArray[np.float64]]:
-        """Name to (D,): functions of theta, "potential" and "step"."""
-        ...
 
 
 def to_arviz(
@@ -79,7 +66,12 @@ def to_arviz(
             `constant_data` do not have one entry per weight.
     """
     ids = np.asarray(ids, dtype=np.int64)
-    _check(draws, ids)
+    check_chains(draws)
+    if draws[0].w.shape[1:] != ids.shape:
+        raise InputError(
+            f"every draw must have one weight per id, got {draws[0].w.shape[1]} weights and "
+            f"{ids.shape} ids: give chains of one run, and its ids"
+        )
     names = [name for name in draws[0].values if name not in _SAMPLE_STATS]
     for name in functions or ():
         if name not in names:
@@ -182,37 +174,31 @@ def load(path: str | os.PathLike[str]) -> Posterior:
     return data
 
 
-def _check(draws: Sequence[Draws], ids: NDArray[np.int64]) -> None:
-    lengths = [len(chain.w) for chain in draws]
-    if not lengths or min(lengths) == 0:
+def read_chains(data: Posterior) -> list[ChainDraws]:
+    """The draws of each chain, as `to_arviz` took them (weights are read into memory).
+
+    Raises:
+        InputError: if there are no weights of dimensions (chain, draw, point).
+    """
+    posterior, stats = dataset(data, "posterior"), _groups(data).get("sample_stats", xr.Dataset())
+    w = posterior.get("w")
+    if w is None or w.dims != ("chain", "draw", "point"):
         raise InputError(
-            f"every chain must have at least one draw, got {lengths} draws: run more steps, or less"
-            " burn-in or thinning"
+            "the data hold no weights: expected the variable 'w' with dimensions (chain, draw, "
+            f"point), got {None if w is None else w.dims}. Give the posterior.nc of a run"
         )
-    if len(set(lengths)) > 1:
-        raise InputError(
-            f"chains must have the same number of draws, got {lengths}: resume those that were "
-            "stopped"
+    functions = {
+        str(name): variable
+        for name, variable in {**stats, **posterior}.items()
+        if variable.dims == ("chain", "draw") and name != "lp"
+    }
+    return [
+        ChainDraws(
+            w[chain].to_numpy(),
+            {name: value[chain].to_numpy().astype(float) for name, value in functions.items()},
         )
-    sizes = [chain.w.shape[1:] for chain in draws]
-    if any(size != ids.shape for size in sizes):
-        raise InputError(
-            f"every draw must have one weight per id, got shapes {sizes} and {ids.shape} ids: give "
-            "chains of one run, and its ids"
-        )
-    names = set(draws[0].values)
-    for number, chain in enumerate(draws):
-        if set(chain.values) != names:
-            raise InputError(
-                f"chains must have the same functions of theta, got {sorted(chain.values)} in chain"
-                f" {number} and {sorted(names)} in chain 0: give chains of one run"
-            )
-        for name, value in chain.values.items():
-            if np.shape(value) != (lengths[0],):
-                raise InputError(
-                    f"functions of theta must have one value per draw, got shape {np.shape(value)} "
-                    f"for {name!r} in chain {number} and {lengths[0]} draws"
-                )
+        for chain in range(len(w))
+    ]
 
 
 def _stack_weights(draws: Sequence[Draws]) -> NDArray[np.float32]:

@@ -67,7 +67,8 @@ class SparsityPrior:
 
     Attributes:
         sparsity: beta, the share of the train set to select, in (0, 1).
-        scale: sigma in points, > 0: how strictly the total is held. None: 2 % of the target.
+        scale: sigma in points, > 0: how strictly the total is held. None: 2 % of the target,
+            but half a point at least.
         total: "exact" sums over all points (`plate_sum`); "running_mean" is the paper's (9): the
             batch's own sum plus the mean of the last 10 batches' means for the other points,
             which is plugged in as if it were constant. It pulls the weights together by an
@@ -109,7 +110,7 @@ class SparsityPrior:
     def factor(self, w: Tensor, train: Batch) -> None:
         """Add log p(w) of (8) to the program, given the batch's weights (B,)."""
         target = self.target(train.size)
-        scale = self.scale if self.scale is not None else 0.02 * target
+        scale = self.scale if self.scale is not None else max(0.02 * target, 0.5)
         if self.total == "exact":
             total = plate_sum("total_weight", w, train)
         else:

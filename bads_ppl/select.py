@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ from bads_ppl.chains import evidence, run_chains
 from bads_ppl.checks import check_network
 from bads_ppl.data import Data, check_disjoint
 from bads_ppl.device import resolve_device
+from bads_ppl.diagnostics import diagnose
 from bads_ppl.errors import InputError
 from bads_ppl.kernel import MinibatchKernel
 from bads_ppl.losses import Loss, cross_entropy
@@ -30,6 +32,8 @@ from bads_ppl.schedules import Schedule
 from bads_ppl.selection import Selection
 from bads_ppl.sgld import SGLD
 from bads_ppl.weights import InstanceWeights, WeightNetwork, Weights
+
+log = logging.getLogger(__name__)
 
 LEARNING_RATE = 0.1
 """Default learning rate on the mean loss; theta's step is eta = 2 LEARNING_RATE / points."""
@@ -89,7 +93,7 @@ def select(
         plan: length of the chains; default 1,500 steps, half of them burn-in.
         step_size: eta by group, in place of the defaults: "theta", and "w" or "phi".
         temperature: T of theta; 1 samples the posterior, less stays closer to its mode.
-        sparsity_scale: sigma of (8) in points; default 2 % of the target.
+        sparsity_scale: sigma of (8) in points; default 2 % of the target, at least 0.5.
         prior_scale: sd of every network parameter.
         impact: impact constants (24), (25), default 1. With model="joint" a point's own loss then
             hardly moves its weight (trap 10): to tell wrong labels apart take Impact(weight=5) or
@@ -103,7 +107,8 @@ def select(
         progress: show a progress bar; default: where standard error is a terminal.
 
     Returns:
-        The selection, one entry per train point.
+        The selection, one entry per train point, with R-hat, effective draws and Monte-Carlo errors
+        as columns. The verdict is logged: as a warning, unless chains agree.
 
     Raises:
         InputError: for data, network, loss or settings that do not fit.
@@ -179,11 +184,15 @@ def select(
             progress=progress,
             target=sparsity,
         )
+        draws, found = [result.draws for result in results], evidence(results, impact)
+        ids = train_data.ids.numpy()
+        diagnostics = diagnose(draws, evidence=found, target=sparsity, ids=ids)
         selection = Selection.from_draws(
-            train_data.ids.numpy(),
-            [result.draws.w for result in results],
-            evidence=evidence(results, impact),
+            ids, [chain.w for chain in draws], evidence=found, columns=diagnostics.columns()
         )
+    good = diagnostics.verdict in ("converged", "approximate")
+    level = logging.INFO if good else logging.WARNING
+    log.log(level, "%s: %s", diagnostics.verdict, diagnostics.sentence)
     if isinstance(network, nn.Module):
         network.load_state_dict(first[0].state_dict())
     return selection

@@ -52,6 +52,20 @@ class TaskMonitor(ThetaMonitor):
         self.sum = torch.zeros(len(test), classes, device=test.device)
         self.count = torch.zeros((), dtype=torch.int64)
 
+    @torch.no_grad()
+    def on_draw(self, kernel: MinibatchKernel) -> dict[str, float]:
+        """Adds the mean predictive probability of the right class, for each class of the test."""
+        values = super().on_draw(kernel)
+        probe = self.probes["test"]
+        with evaluation_mode(self.network):
+            right = self.network(probe.input).softmax(dim=1).gather(1, probe.target[:, None])[:, 0]
+        target, right = probe.target.cpu(), right.cpu().double()
+        count, total = torch.bincount(target), torch.bincount(target, right)
+        return values | {
+            f"test_probability.{k}": float(total[k] / count[k])
+            for k in count.nonzero()[:, 0].tolist()
+        }
+
     def on_evaluate(self, kernel: MinibatchKernel, *, burnt_in: bool) -> dict[str, float]:
         with torch.no_grad(), evaluation_mode(self.network):
             logits = torch.cat([self.network(batch.input) for batch in self.test.batches()])

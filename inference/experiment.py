@@ -22,6 +22,8 @@ from bads_ppl.atomic import atomic_path
 from bads_ppl.chains import ChainResult, chain_generator, evidence, run_chains
 from bads_ppl.checks import check_network
 from bads_ppl.device import resolve_device
+from bads_ppl.diagnostic_plots import diagnostic_figures
+from bads_ppl.diagnostics import diagnose
 from bads_ppl.errors import Diverged, InputError
 from bads_ppl.kernel import MinibatchKernel
 from bads_ppl.losses import cross_entropy
@@ -260,7 +262,7 @@ def _chains(
             seed=config.seed,
             settings=settings(config),
             resume=config.resume,
-            target=config.sparsity,
+            target=None if setup.fixed is not None else config.sparsity,
             weights=weights,
             size=len(task.train),
             workers=config.workers,
@@ -321,11 +323,18 @@ def _report(
     for name, mask in task.groups.items():
         group[mask.numpy()] = name
     found = "fixed" if setup.fixed is not None else evidence(chains, setup.impact)
+    draws = [chain.draws for chain in chains]
+    diagnostics = diagnose(
+        draws,
+        evidence=found,
+        target=None if setup.fixed is not None else config.sparsity,
+        ids=task.train.ids.numpy(),
+    )
     selection = Selection.from_draws(
         task.train.ids.numpy(),
         [chain.draws.w for chain in chains],
         evidence=found,
-        columns={"group": group, "label": label},
+        columns={"group": group, "label": label, **diagnostics.columns()},
     )
     selection.to_parquet(folder / "weights.parquet")
     model, weights = setup.names
@@ -341,10 +350,11 @@ def _report(
         "evidence": found,
         "temperature": config.method.temperature,
         "seed": config.seed,
+        "sparsity": config.sparsity,
     }
     save(
         to_arviz(
-            [chain.draws for chain in chains],
+            draws,
             ids=task.train.ids.numpy(),
             constant_data={"group": group.astype(str), "label": label},
             attrs=about,
@@ -352,6 +362,8 @@ def _report(
         folder / "posterior.nc",
     )
     _draw_plots(folder / "plots", metrics, selection, task)
+    for name, figure in diagnostic_figures(draws, diagnostics).items():
+        plots.save(figure, folder / "plots" / f"diagnostics_{name}.png")
     steps = sum(chain.kernel.steps for chain in chains)
     seconds = sum(chain.seconds for chain in chains)
     results = {
@@ -359,7 +371,6 @@ def _report(
         "run_dir": str(folder),
         "steps": config.steps,
         "chains": config.chains,
-        "sparsity": config.sparsity,
         "settings": OmegaConf.to_container(config.task, resolve=True),
         "test": {
             "accuracy": predictive_accuracy(chains, task.test.target),
@@ -376,6 +387,7 @@ def _report(
             }
             for name, mask in task.groups.items()
         },
+        "diagnostics": diagnostics.to_dict(),
         "cost": {
             "seconds": seconds,
             "ms_per_step": 1000 * seconds / steps,

@@ -7,8 +7,8 @@ density has these updates as its gradient, so HMC and NUTS do not apply to this 
 
 A persistent companion estimates that difference as it is. The others see the effect of the last few
 meta steps only; there the difference is put on a scale of its own, and the drift of `joint`, a
-point's loss, is put on the same scale and taken away: the first finds rare classes and the second
-wrong labels, and together they find both (`docs/results.md`).
+point's loss, can be put on the same scale and taken away: the first finds rare classes and the second
+wrong labels (`docs/results.md`).
 """
 
 from typing import Literal
@@ -31,7 +31,7 @@ def normalised(
     auxiliary: Literal["persistent", "restarted", "reverted"] = "reverted",
     window: int = 20,
     contrast: float = 3.0,
-    loss_contrast: float = 1.0,
+    loss_contrast: float = 0.0,
     clip: float = 3.0,
     prior: TotalPrior | None = None,
 ) -> None:
@@ -55,7 +55,8 @@ def normalised(
             theta nor on the scale of the weights. More: weights nearer 0 and 1.
         loss_contrast: not persistent: the log density of w loses loss_contrast / beta times the
             point's loss less the train set's mean loss, over the mean absolute value of that. More:
-            wrong labels lose more, and points of rare classes with them. 0: no such drift.
+            wrong labels lose more, and points of rare classes with them. 0: no such drift; 1 to 2 are
+            of use against wrong labels.
         clip: not persistent: bound on both scaled values.
         prior: of the total weight; default `parts.sparsity`.
     """

@@ -402,3 +402,16 @@ def test_probes_are_the_whole_set_where_it_is_small():
     assert len(monitor.probes["train"]) == 20
     assert len(set(monitor.probes["train"].index.tolist())) == 20
     assert monitor.probes["test"].index.tolist() == list(range(8))
+
+
+def test_a_collapse_of_the_weights_is_said_once_a_chain(tmp_path, caplog):
+    def gone(kernel):
+        return torch.full((24,), 1e-6)
+
+    run(tmp_path / "a", weights=gone, target=0.5, chains=2)  # evaluates at every step
+    said = [record.getMessage() for record in caplog.records if "close to 0" in record.message]
+    assert [text.split(":")[0] for text in said] == ["chain 0, step 1", "chain 1, step 1"]
+    caplog.clear()
+    run(tmp_path / "b", target=0.5)
+    run(tmp_path / "c", weights=gone)  # weights that are given have no target
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]

@@ -113,7 +113,7 @@ def test_no_draws_are_refused(draws):
 
 
 def test_chains_of_other_points_or_functions_are_refused():
-    with pytest.raises(InputError, match=r"\(3,\), \(4,\)"):
+    with pytest.raises(InputError, match=r"\(6, 3\), \(6, 4\)"):
         to_arviz([make_chain(0), make_chain(1, size=4)], ids=IDS)
     with pytest.raises(InputError, match=r"\(2,\) ids"):
         to_arviz(make_chains(), ids=[1, 2])

@@ -55,11 +55,12 @@ def test_factor_on_all_data_is_8(total):
     assert scaled == pytest.approx(wanted / 4)
 
 
-def test_default_scale_is_a_fiftieth_of_the_target():
-    train, _ = two_sets(20)
-    w = torch.full((20,), 0.6)  # total 12 for a target of 10
+@pytest.mark.parametrize(("size", "scale"), [(20, 0.5), (100, 1.0)])
+def test_default_scale_is_a_fiftieth_of_the_target_and_half_a_point_at_least(size, scale):
+    train, _ = two_sets(size)
+    w = torch.full((size,), 0.6)  # a tenth of the size above the target
     assert log_factor(SparsityPrior(0.5), w, train.full()) == pytest.approx(
-        -0.5 * 10.0**2, rel=1e-3
+        -0.5 * (0.1 * size / scale) ** 2, rel=1e-3
     )
 
 

@@ -147,6 +147,13 @@ class Numbered(Dataset):
         return self.first + 10 * place, x, int(y)
 
 
+def test_the_verdict_is_logged_and_each_point_has_its_rhat(caplog):
+    selection = short(plan=Plan(60, burn_in=20, thinning=5))
+    assert selection.columns["rhat"].shape == (40,) and (selection.columns["rhat"] > 0.9).any()
+    (record,) = [r for r in caplog.records if r.name == "bads_ppl.select"]
+    assert record.levelname == "WARNING" and record.getMessage().startswith("not converged: ")
+
+
 def test_results_are_keyed_by_the_ids_of_the_dataset():
     train = Numbered(clouds((20, 20), 1), 500)
     selection = short(train=train, meta=Numbered(clouds((5, 5), 2), 3))

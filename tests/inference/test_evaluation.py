@@ -56,6 +56,25 @@ def test_an_evaluation_reports_accuracy_loss_and_mean_weight_by_group(test_set):
     assert row["groups.frequent.mean_weight"] == pytest.approx(0.2)
 
 
+def test_a_draw_has_the_probability_of_the_right_class_for_each_class_of_the_test(test_set):
+    test_set = Data(test_set.input, test_set.target * 2, name="test")  # classes 0 and 2 of three
+    test_set = Data(torch.nn.functional.pad(test_set.input, (0, 1)), test_set.target, name="test")
+    one = monitor(Logits(), test_set, [0.5, 0.5])
+    one.probes["train"] = one.probes["meta"] = one.probes["test"]
+    kernel = SimpleNamespace(
+        latents=SimpleNamespace(joint_potential=lambda train, meta: torch.tensor(7.0))
+    )
+    row = one.on_draw(kernel)
+    chances = test_set.input.softmax(dim=1)
+    assert {name for name in row if "probability" in name} == {
+        "test_probability.0",
+        "test_probability.2",
+    }
+    assert row["test_probability.0"] == pytest.approx(float(chances[0, 0]))
+    assert row["test_probability.2"] == pytest.approx(float(chances[1:, 2].mean()))
+    assert row["potential"] == 7.0
+
+
 def test_the_network_is_evaluated_in_eval_mode_and_left_in_its_own(test_set):
     network = Logits()
     monitor(network, test_set, [0.5, 0.5]).on_evaluate(None, burnt_in=True)

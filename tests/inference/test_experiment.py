@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,10 @@ from bads_ppl.draws import read_draws
 from bads_ppl.errors import InputError
 from bads_ppl.posterior import load
 from inference.experiment import WRITTEN, check_folder, prepare_folder, settings
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)
+    import arviz
 
 VARIANTS = {
     "reverted": (),
@@ -88,7 +93,11 @@ def tree(folder: Path) -> dict[str, bytes]:
 def test_a_run_leaves_all_its_files_and_nothing_else(options, finished):
     folder = finished(*options)
     plots = {path.name for path in (folder / "plots").iterdir()}
-    assert plots == {"test_accuracy.png", "weights_by_group.png", "weight_histogram.png"}
+    wanted = {"test_accuracy.png", "weights_by_group.png", "weight_histogram.png"}
+    wanted |= {"diagnostics_traces.png"}  # two draws have no R-hat and no ESS
+    if "chains=2" in options:
+        wanted.add("diagnostics_ranks.png")
+    assert plots == wanted
     for name in plots:
         assert (folder / "plots" / name).read_bytes().startswith(b"\x89PNG")
     chains = {f"chain-{k}" for k in range(OmegaConf.load(folder / "config.yaml").chains)}
@@ -109,6 +118,43 @@ def test_results_have_every_key_and_finite_numbers(options, finished, results):
     assert {"torch", "pyro-ppl", "bads-ppl", "numpy", "arviz", "python"} <= set(found["versions"])
     assert found["dataset"] == "digits" and "not MNIST" in found["warnings"][0]
     assert found["steps"] == 6 and found["seed"] == 0 and found["sampler"] == "sgld"
+
+
+@variants
+def test_diagnostics_of_two_draws_say_that_nothing_is_known(options, finished):
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    folder = finished(*options)
+    found = json.loads((folder / "results.json").read_text(), parse_constant=refuse)
+    block = found["diagnostics"]
+    # The start is no collapse, and so few steps lead to none.
+    verdicts = {"fixed": "fixed", "optimisation path": "optimisation path"}
+    assert block["verdict"] == verdicts.get(found["evidence"], "unknown")
+    assert block["sentence"].endswith(".")
+    for name in ("rhat_max", "rhat_99pct", "ess_bulk_min", "ess_bulk_median", "ess_tail_min"):
+        assert block[name] is None
+    assert {"potential", "train_loss", "meta_loss", "test_loss"} <= set(block["functions"])
+    columns = Selection.from_parquet(folder / "weights.parquet").columns
+    assert {"rhat", "ess_bulk", "ess_tail", "mcse_mean", "mcse_sd"} <= set(columns)
+
+
+def test_diagnostics_of_a_run_are_those_of_arviz(tmp_path, call):
+    size = ("data.source=digits", "steps=40", "burn_in=10", "thinning=3", "chains=2")
+    outcome = call(*size, f"run_dir={tmp_path}")
+    assert outcome.code == 0, outcome.err
+    block = json.loads((tmp_path / "results.json").read_text())["diagnostics"]
+    columns = Selection.from_parquet(tmp_path / "weights.parquet").columns
+    w = np.asarray(load(tmp_path / "posterior.nc")["posterior"]["w"], dtype=float)
+    potential = np.asarray(load(tmp_path / "posterior.nc")["sample_stats"]["potential"])
+    for point in np.linspace(0, w.shape[2] - 1, 20).astype(int):
+        assert columns["rhat"][point] == pytest.approx(arviz.rhat(w[..., point]), rel=1e-8)
+        ess = arviz.ess(w[..., point])
+        assert columns["ess_bulk"][point] == pytest.approx(ess, rel=1e-8)
+    assert block["functions"]["potential"]["rhat"] == pytest.approx(float(arviz.rhat(potential)))
+    assert block["rhat_max"] == np.nanmax(columns["rhat"])
+    plots = {path.name for path in (tmp_path / "plots").iterdir()}
+    assert {f"diagnostics_{name}.png" for name in ("rhat", "ess", "traces", "ranks")} <= plots
 
 
 @variants
@@ -471,7 +517,7 @@ def test_settings_leave_out_what_may_change():
 def test_a_chain_that_diverges_names_a_step_size_and_keeps_a_good_checkpoint(
     options, command, tmp_path
 ):
-    huge = ("method.learning_rate=1e9", "method.clip=null", "steps=200", "checkpoint_seconds=0")
+    huge = ("method.learning_rate=1e9", "method.clip=1e30", "steps=200", "checkpoint_seconds=0")
     outcome = command(*huge, *options, f"run_dir={tmp_path / 'run'}")
     assert outcome.code == 1 and "Traceback" not in outcome.err
     assert "the chain diverged: the potential is not finite at step" in outcome.err

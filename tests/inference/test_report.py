@@ -1,20 +1,19 @@
 """The report's numbers, what it names as missing or damaged, and that it needs nothing else."""
 
 import json
-import math
 import os
 import re
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import yaml
 
 from bads_ppl import plots
 from bads_ppl.errors import InputError
 from inference import report
-from inference.report import Estimate, find_runs, main, make_sections, render, write_report
+from inference.report import main, make_sections, render, write_report
+from inference.runs import find_runs
 
 
 def write_run(root, method="bads", seed=0, accuracy=0.9, *, task="mnist", settings=(), **results):
@@ -64,23 +63,6 @@ def text_of(page):
     """The page's text without markup, white space made single."""
     page = re.sub(r"<style>.*?</style>", "", page, flags=re.S)
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
-
-
-class TestEstimate:
-    def test_interval_is_students(self):
-        estimate = Estimate.of([1.0, 2.0, 3.0, 4.0, 10.0])
-        assert (estimate.mean, estimate.median, estimate.count) == (4.0, 3.0, 5)
-        half = 2.7764451 * np.std([1, 2, 3, 4, 10], ddof=1) / math.sqrt(5)  # t table, 4 degrees
-        assert estimate.low == pytest.approx(4 - half) and estimate.high == pytest.approx(4 + half)
-
-    def test_one_value_has_no_interval_and_nan_do_not_count(self):
-        estimate = Estimate.of([0.5, math.nan])
-        assert (estimate.mean, estimate.count, estimate.has_interval) == (0.5, 1, False)
-        assert Estimate.of([]).count == 0
-
-    def test_interval_of_a_share_stays_a_share(self):
-        estimate = Estimate.of([0.9, 1.0], (0.0, 1.0))
-        assert estimate.high == 1.0 and estimate.low < 0.9
 
 
 class TestGrouping:
@@ -145,6 +127,16 @@ class TestPage:
         text = text_of(render(find_runs(tmp_path)))
         for expected in ("92.0 [87.0, 97.0]", "0.800", "3.25", "12.5", "801", "torch 9.8.7"):
             assert expected in text
+
+    def test_verdicts_of_the_runs_are_in_the_table_and_their_sentences_below(self, tmp_path):
+        for seed, verdict in enumerate(["not converged", "approximate", "approximate"]):
+            said = {"verdict": verdict, "sentence": f"Sentence {seed}."}
+            write_run(tmp_path, seed=seed, diagnostics=said)
+        write_run(tmp_path, "mixing")  # a run from before there were verdicts
+        text = text_of(render(find_runs(tmp_path)))
+        assert "approximate (2) , not converged (1)" in text
+        for seed in range(3):
+            assert f"Sentence {seed}." in text
 
     def test_one_seed_is_said_to_have_no_interval(self, tmp_path):
         write_run(tmp_path)
