@@ -5,10 +5,10 @@ estimates: the same updates on the same minibatches without the meta term. A poi
 when the meta set makes it better explained than the weighted train data alone do. No single
 density has these updates as its gradient, so HMC and NUTS do not apply to this program.
 
-A persistent companion estimates that difference as it is. The others see the effect of the last few
-meta steps only; there the difference is put on a scale of its own, and the drift of `joint`, a
-point's loss, can be put on the same scale and taken away: the first finds rare classes and the second
-wrong labels (`docs/results.md`).
+A persistent companion estimates that difference as it is. The others see the effect of the last
+few meta steps only; there the difference is put on a scale of its own, and the drift of `joint`, a
+point's loss, can be put on the same scale and taken away: the first finds rare classes and the
+second wrong labels (`docs/results.md`).
 """
 
 from typing import Literal
@@ -55,8 +55,8 @@ def normalised(
             theta nor on the scale of the weights. More: weights nearer 0 and 1.
         loss_contrast: not persistent: the log density of w loses loss_contrast / beta times the
             point's loss less the train set's mean loss, over the mean absolute value of that. More:
-            wrong labels lose more, and points of rare classes with them. 0: no such drift; 1 to 2 are
-            of use against wrong labels.
+            wrong labels lose more, and points of rare classes with them. 0: no such drift; 1 to 2
+            are of use against wrong labels.
         clip: not persistent: bound on both scaled values.
         prior: of the total weight; default `parts.sparsity`.
     """
