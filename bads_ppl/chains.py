@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -173,7 +173,8 @@ def run_chains(
             runner.check_new(folders)
 
             def work(chain: int, report: Report) -> None:
-                replace(runner, show=report).run(folders[chain], chain, seed)
+                with suppress(Stopped):  # the parent knows; it has a checkpoint to go on from
+                    replace(runner, show=report).run(folders[chain], chain, seed)
 
             run_side_by_side(work, list(range(chains)), count, show or (lambda *_: None), stop)
             if stop:

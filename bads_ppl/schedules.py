@@ -69,14 +69,14 @@ def named(name: str, eta: float, burn_in: int) -> Schedule:
         InputError: if there is no such schedule.
     """
     length = max(burn_in, 1)
-    schedules: dict[str, Schedule] = {
-        "constant": Constant(eta),
-        "warmdown": Warmdown(eta, eta / 10, length),
-        "polynomial": Polynomial(eta * length**0.55, float(length), 0.55),
+    schedules: dict[str, Callable[[], Schedule]] = {
+        "constant": lambda: Constant(eta),
+        "warmdown": lambda: Warmdown(eta, eta / 10, length),
+        "polynomial": lambda: Polynomial(eta * length**0.55, float(length), 0.55),
     }
     if name not in schedules:
         raise InputError(f"schedule must be one of {sorted(schedules)}, got {name!r}")
-    return schedules[name]
+    return schedules[name]()
 
 
 def as_schedule(value: float | Schedule, group: str) -> Schedule:

@@ -26,12 +26,15 @@ ITERATIONS = 8
 MARGIN = 3.0
 """Networks leave a start that is this much too steep for flatter places; more is refused."""
 
+CLIPPED_MARGIN = 10.0
+"""A clip bounds what an unstable step of a local site does, up to a step this much too large."""
+
 
 def check_stiffness(kernel: MinibatchKernel) -> None:
     """Refuse step sizes that are too large for the curvature at the start.
 
-    Local and other global latents are refused beyond the stable step, networks without a clip
-    beyond three times of it (they find flatter places; a clip does the rest).
+    Local and other global latents are refused beyond the stable step, or ten times of it where a
+    clip bounds them; networks without a clip beyond three times of it (they find flatter places).
 
     Raises:
         InputError: with the curvature, the step size and the largest that works.
@@ -42,7 +45,8 @@ def check_stiffness(kernel: MinibatchKernel) -> None:
             continue
         largest = 4 / max(curvature(kernel, group), 1e-30)
         eta = kernel.schedules[group](0)
-        margin = MARGIN if network is not None else 1.0
+        clipped = kernel.clips[group] is not None
+        margin = MARGIN if network is not None else CLIPPED_MARGIN if clipped else 1.0
         if eta > margin * largest:
             raise InputError(
                 f"step_size of group {group!r} is {eta:.3g}, but with the curvature at the start "

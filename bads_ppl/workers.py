@@ -8,6 +8,7 @@ an accelerator.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import queue
@@ -21,6 +22,9 @@ from typing import Any
 import torch
 
 from bads_ppl.errors import Diverged, InputError
+
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl: the signal that a process gets when its parent dies."""
 
 Report = Callable[[int, int, dict[str, float]], None]
 """Called with a chain's number, the steps it has made, and what to show."""
@@ -124,6 +128,8 @@ def _ending(code: int) -> str:
 def _work(task: Task, chain: int, messages: Any) -> None:
     """A chain's process. Errors travel as plain text in one of the types a caller knows."""
     torch.set_num_threads(1)
+    # A killed parent takes its chains along, or they would go on writing beside a resumed run.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     last = [0.0]
 
     def report(chain: int, steps: int, shown: dict[str, float]) -> None:

@@ -35,7 +35,9 @@ def monitor(network: nn.Module, test: Data, weights: list[float]) -> TaskMonitor
     rare = torch.arange(len(weights)) < 1
     w = torch.tensor(weights)
     groups = {"rare": rare, "frequent": ~rare}
-    return TaskMonitor(network, cross_entropy, train, train, test, groups, lambda _: w, 2)
+    return TaskMonitor(
+        network, cross_entropy, train, train, test, groups, lambda _: w, 2, density=False
+    )
 
 
 @pytest.fixture
