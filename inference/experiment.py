@@ -102,8 +102,8 @@ def run(config: DictConfig, choices: Choices) -> dict[str, Any]:
         config.evaluate_every,
         checkpoint_seconds=config.checkpoint_seconds,
     )
-    given = {"root": config.data.root, "source": config.data.source, "seed": config.seed}
-    task: Task = build(config.task.data, "task.data", **given)
+    data = {"root": config.data.root, "source": config.data.source}
+    task: Task = build(config.task.data, "task.data", **data, seed=config.seed, split=config.split)
     if config.sparsity is None:
         config.sparsity = task.sparsity
     sparsity = SparsityPrior(config.sparsity, config.prior.sparsity_scale, config.prior.total)
@@ -124,11 +124,15 @@ def run(config: DictConfig, choices: Choices) -> dict[str, Any]:
 
 
 def run_dir(config: DictConfig, choices: Choices, setup: Setup) -> str:
-    """The run's folder: as given, or runs/<task>/<method>/<model>-<weights>/seed<k>."""
+    """The run's folder: as given, or runs/<task>/<method>/<model>-<weights>/seed<k>.
+
+    Runs for tuning are kept apart, in runs/<task>-validation.
+    """
     if config.run_dir is not None:
         return str(config.run_dir)
     model, weights = setup.names
-    name = f"runs/{config.task.label}/{choices.method}/{model}-{weights}/seed{config.seed}"
+    task = config.task.label + ("" if config.split == "test" else f"-{config.split}")
+    name = f"runs/{task}/{choices.method}/{model}-{weights}/seed{config.seed}"
     return name if choices.preset == "default" else name.replace("/seed", f"-{choices.preset}/seed")
 
 
@@ -340,7 +344,7 @@ def _report(
     model, weights = setup.names
     about = {
         "task": choices.task,
-        "dataset": task.dataset,
+        "dataset": task.dataset if config.split == "test" else f"{task.dataset}, {config.split}",
         "method": choices.method,
         "model": model,
         "weights": weights,

@@ -73,6 +73,7 @@ class Schema:
     """The options of a run; the values that are used stand in `configs/`."""
 
     seed: int = 0
+    split: str = "test"
     steps: int = 1
     chains: int = 1
     sparsity: float | None = None

@@ -34,6 +34,7 @@ from torchvision import datasets
 from bads_ppl.errors import InputError
 
 SOURCES = ("auto", "files", "torchvision", "digits")
+SPLITS = ("test", "validation")
 PROBE_SECONDS = 4.0  # how long a mirror may take to answer before it counts as out of reach
 STALL_SECONDS = 30.0  # how long a download may stand still
 
@@ -60,6 +61,21 @@ class ImageSplits:
     train_labels: Tensor
     test_images: Tensor
     test_labels: Tensor
+
+    def scored_on(self, split: str) -> ImageSplits:
+        """The splits as they are ("test"), or for tuning ("validation"): a sixth of the train
+        images, the last ones, held back in place of the test images, which nothing sees then.
+
+        Raises:
+            InputError: for another split.
+        """
+        if split not in SPLITS:
+            raise InputError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        if split == "test":
+            return self
+        kept = len(self.train_labels) * 5 // 6
+        images, labels = self.train_images, self.train_labels
+        return ImageSplits(self.name, images[:kept], labels[:kept], images[kept:], labels[kept:])
 
 
 def load_mnist(root: Path, source: str = "auto") -> ImageSplits:

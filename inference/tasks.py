@@ -58,6 +58,7 @@ def mnist(
     root: str,
     source: str,
     seed: int,
+    split: str = "test",
     meta_per_class: int = 25,
     frequent: int = 4975,
     rare: int = 25,
@@ -66,7 +67,7 @@ def mnist(
 
     Labels are 0 for four and 1 for nine. The seed draws which images are used.
     """
-    splits = load_mnist(Path(root), source)
+    splits = load_mnist(Path(root), source).scored_on(split)
     return _balancing(
         "mnist",
         splits,
@@ -83,12 +84,13 @@ def mnist10(
     root: str,
     source: str,
     seed: int,
+    split: str = "test",
     meta_per_class: int = 10,
     frequent: int = 2000,
     rare: int = 20,
 ) -> Task:
     """Ten classes, of which the even digits have `rare` train points and the odd `frequent`."""
-    splits = load_mnist(Path(root), source)
+    splits = load_mnist(Path(root), source).scored_on(split)
     counts = {digit: rare if digit % 2 == 0 else frequent for digit in range(10)}
     return _balancing(
         "mnist10",

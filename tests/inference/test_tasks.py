@@ -28,6 +28,26 @@ def digits(make: Callable[..., Task], seed: int = 0, **options: int) -> Task:
     return make(root="none", source="digits", seed=seed, **options)
 
 
+@pytest.mark.parametrize("make", TASKS)
+def test_validation_scores_on_train_images_that_nothing_else_uses(make, tmp_path):
+    labels = np.random.default_rng(0).integers(0, 10, 600)
+    write_mnist(tmp_path / "raw", labels, np.arange(10).repeat(5))
+    root = str(tmp_path / "raw")
+    task = make(
+        root=root, source="files", seed=0, split="validation", meta_per_class=2, frequent=9, rare=3
+    )
+    used = torch.cat([task.train.ids, task.meta.ids])
+    assert used.max() < 500 and task.test.ids.max() < 100
+    number = task.test.input[:, 0, 0, :2] * 0.3081 + 0.1307  # written as quotient and remainder
+    shown = (number * 255).round().long() @ torch.tensor([256, 1])
+    assert torch.equal(shown, task.test.ids + 500)
+
+
+def test_an_unknown_split_is_refused():
+    with pytest.raises(InputError, match="split must be one of test, validation, got 'dev'"):
+        mnist(root="none", source="digits", seed=0, split="dev")
+
+
 def idx(values: np.ndarray) -> bytes:
     sizes = np.array(values.shape, ">u4").tobytes()
     return bytes((0, 0, 8, values.ndim)) + sizes + values.astype(np.uint8).tobytes()
