@@ -2,8 +2,8 @@
 
 LeNet5 on 5,000 made-up images, default model and sampler, 100 + 50 rows a step. A round runs one
 chain alone, four one after the other, and four in one process per core; the ratios are to the
-round's single chain (4 would be no gain). Diagnostics are left out. On an accelerator chains run one
-after the other, and the last arm is left out.
+round's single chain (4 would be no gain). Diagnostics are left out. On an accelerator chains run
+one after the other, and the last arm is left out.
 """
 
 from __future__ import annotations

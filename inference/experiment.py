@@ -120,7 +120,7 @@ def run(config: DictConfig, choices: Choices) -> dict[str, Any]:
     check_folder(folder, config)
     results = _chains(config, task, setup, plan, device, folder)
     save_config(folder, config)
-    return _report(config, choices, task, setup, results, folder)
+    return _report(config, choices, task, setup, plan, results, folder)
 
 
 def run_dir(config: DictConfig, choices: Choices, setup: Setup) -> str:
@@ -316,6 +316,7 @@ def _report(
     choices: Choices,
     task: Task,
     setup: Setup,
+    plan: Plan,
     chains: list[ChainResult],
     folder: Path,
 ) -> dict[str, Any]:
@@ -392,6 +393,7 @@ def _report(
             for name, mask in task.groups.items()
         },
         "diagnostics": diagnostics.to_dict(),
+        "acceptance": mean_acceptance(metrics, plan.first),
         "cost": {
             "seconds": seconds,
             "ms_per_step": 1000 * seconds / steps,
@@ -403,6 +405,19 @@ def _report(
     with atomic_path(folder / RESULTS) as path:
         path.write_text(json.dumps(results, indent=2) + "\n")
     return results
+
+
+def mean_acceptance(metrics: list[dict[str, Any]], burn_in: int) -> dict[str, float]:
+    """Mean acceptance rate in [0, 1] by group over the evaluations after burn-in (chains, steps).
+
+    Empty where the program has no density (`bads_ppl.acceptance`).
+    """
+    rows = [row for row in metrics if row["step"] > burn_in]
+    names = [name for name in (rows[0] if rows else {}) if name.startswith("acceptance.")]
+    return {
+        name.removeprefix("acceptance."): float(np.mean([row[name] for row in rows]))
+        for name in names
+    }
 
 
 def _draw_plots(

@@ -22,7 +22,13 @@ from bads_ppl.checkpoint import load_checkpoint
 from bads_ppl.draws import read_draws
 from bads_ppl.errors import InputError
 from bads_ppl.posterior import load
-from inference.experiment import WRITTEN, check_folder, prepare_folder, settings
+from inference.experiment import (
+    WRITTEN,
+    check_folder,
+    mean_acceptance,
+    prepare_folder,
+    settings,
+)
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
@@ -536,3 +542,15 @@ def test_chains_added_on_resuming_are_those_of_a_run_with_as_many(command, tmp_p
     assert command(f"run_dir={grown}", "chains=2", "resume=true").code == 0
     assert command(f"run_dir={whole}", "chains=2").code == 0
     assert chain_files(grown) == chain_files(whole)
+
+
+def test_acceptance_is_averaged_over_evaluations_after_burn_in_of_all_chains():
+    rows = [{"step": step, "acceptance.w": rate} for step, rate in ((2, 0.1), (4, 0.6), (4, 0.8))]
+    assert mean_acceptance(rows, 2) == {"w": pytest.approx(0.7)}
+    assert mean_acceptance([{"step": 4, "test.loss": 1.0}], 2) == {}
+
+
+def test_results_tell_how_often_a_metropolis_test_would_accept(finished, results):
+    found = results(finished("model=joint"))["acceptance"]
+    assert set(found) == {"theta", "w"} and all(0 <= rate <= 1 for rate in found.values())
+    assert results(finished())["acceptance"] == {}  # a companion leaves no density
