@@ -33,6 +33,21 @@ class TotalPrior(Protocol):
         ...
 
 
+def default_scale(points: float) -> float:
+    """A sd for all parameters of a network, where `points` count: (sum of weights) + (meta points).
+
+    min(0.5, 10 / sqrt(points)): weight decay 1 / scale^2 of one per hundred points, so that the
+    mean loss meets the same decay however many points there are, and 4 at least. It suited LeNet5
+    with 100 to 20,000 points (docs/results.md).
+    """
+    return min(0.5, 10 / math.sqrt(points))
+
+
+def default_temperature(points: float) -> float:
+    """A temperature of theta for training, max(0.001, 3e-6 points), chosen with `default_scale`."""
+    return max(1e-3, 3e-6 * points)
+
+
 @dataclass(frozen=True)
 class NormalPrior:
     """Zero-mean Gaussian on every parameter, p(theta) in (4): weight decay 1 / scale^2.

@@ -26,7 +26,7 @@ from bads_ppl.kernel import MinibatchKernel
 from bads_ppl.losses import Loss, cross_entropy
 from bads_ppl.monitors import ThetaMonitor
 from bads_ppl.plan import Plan
-from bads_ppl.priors import NormalPrior, SparsityPrior
+from bads_ppl.priors import NormalPrior, SparsityPrior, default_scale, default_temperature
 from bads_ppl.program import Impact, Model, Parts, bind, last_linear
 from bads_ppl.schedules import Schedule
 from bads_ppl.selection import Selection
@@ -40,9 +40,6 @@ LEARNING_RATE = 0.1
 
 WEIGHT_STEP = {"w": 0.2, "phi": 1e-5}
 """Default steps eta of the weights."""
-
-TEMPERATURE = 1e-3
-"""Default temperature of theta; that of the weights is 1."""
 
 THETA_CLIP = 0.3
 """Longest drift of theta in a step; that of a weight's logit is 1."""
@@ -61,9 +58,9 @@ def select(
     seed: int = 0,
     plan: Plan | None = None,
     step_size: Mapping[str, float | Schedule] | None = None,
-    temperature: float = TEMPERATURE,
+    temperature: float | None = None,
     sparsity_scale: float | None = None,
-    prior_scale: float = 0.5,
+    prior_scale: float | None = None,
     impact: Impact | None = None,
     train_batch: int | None = None,
     meta_batch: int | None = None,
@@ -92,9 +89,10 @@ def select(
         seed: source of all randomness.
         plan: length of the chains; default 1,500 steps, half of them burn-in.
         step_size: eta by group, in place of the defaults: "theta", and "w" or "phi".
-        temperature: T of theta; 1 samples the posterior, less stays closer to its mode.
+        temperature: T of theta; 1 samples the posterior, less stays closer to its mode; default
+            `default_temperature`. That of the weights is 1.
         sparsity_scale: sigma of (8) in points; default 2 % of the target, at least 0.5.
-        prior_scale: sd of every network parameter.
+        prior_scale: sd of every network parameter; default `default_scale`.
         impact: impact constants (24), (25), default 1. With model="joint" a point's own loss then
             hardly moves its weight (trap 10): to tell wrong labels apart take Impact(weight=5) or
             more, which makes the draws approximate.
@@ -121,6 +119,8 @@ def select(
     check_disjoint(train_data, meta_data)
     train_data, meta_data = train_data.to(place), meta_data.to(place)
     points = prior.target(len(train_data)) + len(meta_data)
+    temperature = default_temperature(points) if temperature is None else temperature
+    prior_scale = default_scale(points) if prior_scale is None else prior_scale
     program_model = find_model(model) if isinstance(model, str) else model
     if weights not in ("instance", "network"):
         raise InputError(f"weights must be 'instance' or 'network', got {weights!r}")

@@ -29,7 +29,7 @@ from bads_ppl.kernel import MinibatchKernel
 from bads_ppl.losses import cross_entropy
 from bads_ppl.plan import Plan
 from bads_ppl.posterior import save, to_arviz
-from bads_ppl.priors import NormalPrior, SparsityPrior
+from bads_ppl.priors import NormalPrior, SparsityPrior, default_scale, default_temperature
 from bads_ppl.program import Impact, Parts, bind
 from bads_ppl.schedules import named
 from bads_ppl.selection import Selection
@@ -116,6 +116,10 @@ def run(config: DictConfig, choices: Choices) -> dict[str, Any]:
         names=(choices.model, choices.weights),
         seed=config.seed,
     )
+    if config.method.prior_scale is None:
+        config.method.prior_scale = default_scale(setup.points)
+    if config.method.temperature is None:
+        config.method.temperature = default_temperature(setup.points)
     folder = Path(run_dir(config, choices, setup))
     check_folder(folder, config)
     results = _chains(config, task, setup, plan, device, folder)

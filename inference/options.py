@@ -51,8 +51,8 @@ class MethodOptions:
     """How theta moves."""
 
     learning_rate: float = 0.1
-    temperature: float = 1.0
-    prior_scale: float = 1.0
+    temperature: float | None = None
+    prior_scale: float | None = None
     clip: float | None = None
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from bads_ppl.data import Data
 from bads_ppl.errors import InputError
-from bads_ppl.priors import NormalPrior, SparsityPrior
+from bads_ppl.priors import NormalPrior, SparsityPrior, default_scale, default_temperature
 from bads_ppl.program import Parts, bind
 from bads_ppl.sgld import SGLD
 from bads_ppl.weights import InstanceWeights
@@ -169,3 +169,14 @@ def test_gradient_of_a_row_is_that_of_its_own_conditional(total):
 def test_wrong_values_are_refused(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_the_default_scale_keeps_the_decay_per_point_where_many_points_count():
+    assert default_scale(10_000) == pytest.approx(0.1)  # decay 100 over 10,000 points
+    assert default_scale(40_000) == pytest.approx(0.05)
+    assert default_scale(100) == default_scale(60) == 0.5
+
+
+def test_the_default_temperature_grows_with_the_points_from_a_thousandth_on():
+    assert default_temperature(60) == default_temperature(300) == 1e-3
+    assert default_temperature(10_000) == pytest.approx(0.03)
