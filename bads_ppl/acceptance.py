@@ -52,7 +52,7 @@ def acceptance(
 def _probability(
     kernel: MinibatchKernel, group: str, train: Batch, meta: Batch, generator: torch.Generator
 ) -> float:
-    eta, temperature = kernel.rate(group), kernel.heat(group)
+    eta, temperature = kernel.langevin_rate(group), kernel.heat(group)
     conditional = Conditional(kernel.latents, group, train, meta)
     root = kernel.states[group].get("root")
     if root is not None and conditional.table is not None:

@@ -72,7 +72,7 @@ class Conditional:
     def move(self, values: list[Tensor]) -> None:
         """Set the group's values; `evaluate` must have been called at the present ones."""
         if self.table is not None:
-            self.latents.move_rows(self.group, values[0], distinct=True)
+            self.latents.move_rows(self.group, values[0])
             return
         with torch.no_grad():
             torch._foreach_copy_(self._all(), values)

@@ -42,6 +42,12 @@ class CyclicalSGLD(MinibatchKernel):
         """Where a step (from 0) stands in its cycle, in [0, 1)."""
         return step % self.cycle / self.cycle
 
+    @property
+    def evidence(self) -> str:
+        """Exploring steps lead away from the target: what follows them is "approximate"."""
+        found = super().evidence
+        return "approximate" if found == "calibrated" and self.exploration > 0 else found
+
     def rate(self, group: str) -> float:
         wave = 0.5 * (math.cos(math.pi * self.position(self.steps)) + 1)
         return super().rate(group) * wave

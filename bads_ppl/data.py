@@ -185,6 +185,12 @@ class Data:
         chosen = tree_map(lambda x: x[rows], self.input)
         return Batch(rows, chosen, self.target[rows], len(self), importance)
 
+    def evenly(self, count: int) -> Batch:
+        """A batch of `count` points evenly spaced from first to last, or of all if fewer."""
+        count = min(count, len(self))
+        rows = torch.arange(count, device=self.device) * (len(self) - 1) // max(count - 1, 1)
+        return self.batch(rows)
+
     def batches(self, size: int = 2048) -> Iterator[Batch]:
         """All points in order, `size` at a time."""
         for rows in torch.arange(len(self), device=self.device).split(size):

@@ -27,11 +27,11 @@ from bads_ppl.adaptation import Adaptation
 from bads_ppl.data import Batch, Data
 from bads_ppl.errors import Diverged, InputError
 from bads_ppl.latents import Latents
-from bads_ppl.minibatches import ImportanceMinibatches, Rows, UniformMinibatches, check_batch_size
+from bads_ppl.minibatches import ImportanceMinibatches, UniformMinibatches, check_batch_size
 from bads_ppl.primitives import Revert
 from bads_ppl.program import Program
 from bads_ppl.schedules import Schedule, by_group
-from bads_ppl.sites import Table, first_occurrence
+from bads_ppl.sites import Repeats, first_occurrence
 from bads_ppl.stiffness import check_stiffness
 from bads_ppl.weights import SITE
 
@@ -70,13 +70,14 @@ class MinibatchKernel(MCMCKernel):
         meta_batch: rows of the meta set per step; None: min(50, N_m).
         minibatches: "uniform", or "importance": half of the train rows are drawn in proportion to
             w, with the unbiased correction.
-        local_steps: steps that the batch's rows of local sites take per step of the networks, whose
-            outputs for the batch are held meanwhile: rows are visited rarely, and this lets them
-            use a visit in full. One conditional update after another, so the target is the same.
+        local_steps: steps that the batch's rows of local sites take per step of the networks: all
+            but the last come first, given the networks' outputs, then all groups move together.
+            Rows are visited rarely, and this lets them use a visit in full; each step is one of
+            its own conditional, so the target is the same.
         target_acceptance: in (0, 1): during warm-up multiply each group's step size so that its
             Metropolis-adjusted acceptance rate on the minibatch comes near this value; frozen
             afterwards. None: step sizes stay as given.
-        thinning: steps per draw when run by `pyro.infer.MCMC`.
+        thinning: steps per draw, warm-up draws too, when run by `pyro.infer.MCMC`.
         generator: source of data order and noise, on the device of the data.
 
     Raises:
@@ -143,7 +144,7 @@ class MinibatchKernel(MCMCKernel):
     ) -> list[Tensor] | None:
         """Multiply `grads` by G in place; returns G^(1/2) for the noise, None where G is 1.
 
-        `speed` (B,) is the importance correction that rows' gradients carry.
+        `speed` (B,) is the factor that rows' gradients carry: importance correction and repeats.
         """
         return None
 
@@ -157,6 +158,10 @@ class MinibatchKernel(MCMCKernel):
     def rate(self, group: str) -> float:
         """Eta of this step."""
         return self.schedules[group](self.steps) * self.adaptation.factor(group)
+
+    def langevin_rate(self, group: str) -> float:
+        """The step of SGLD that has the bias and the limit of stability of this step's eta."""
+        return self.rate(group)
 
     def heat(self, group: str) -> float:
         """T of this step."""
@@ -184,7 +189,7 @@ class MinibatchKernel(MCMCKernel):
         if os.getpid() != self._process:
             # MCMC starts each chain as a copy of this kernel: without this all would be the same.
             self.generator.manual_seed(torch.initial_seed())
-        self.warmup_steps = warmup_steps
+        self.warmup_steps = warmup_steps * self.thinning  # MCMC counts in draws
         self.train, self.meta = args
         train_batch = min(100, len(self.train)) if self.train_batch is None else self.train_batch
         meta_batch = min(50, len(self.meta)) if self.meta_batch is None else self.meta_batch
@@ -279,19 +284,25 @@ class MinibatchKernel(MCMCKernel):
         train = self.train.batch(rows.index, rows.importance)
         meta = self.meta.batch(self.meta_rows.next().index)
         latents = self.latents
-        self.potential = latents.backward(train, meta, hold=self.local_steps > 1)
+        repeats = None if rows.distinct else first_occurrence(rows.index)
+        held = None
+        if latents.tables and self.local_steps > 1:
+            held = latents.outputs(train, meta)
+            for _ in range(self.local_steps - 1):
+                latents.backward_rows(train, meta, held)
+                with torch.no_grad():
+                    self._move_tables(train, repeats)
+        self.potential = latents.backward(train, meta, held)
         with torch.no_grad():
             self._move_networks()
             for name, site in latents.globals.items():
                 assert site.value.grad is not None
                 self._move(name, [site.value], [site.value.grad], self.states[name])
-            self._move_tables(rows, train)
-        for _ in range(self.local_steps - 1 if latents.tables else 0):
-            latents.backward_rows(train, meta)
-            with torch.no_grad():
-                self._move_tables(rows, train)
+            self._move_tables(train, repeats)
         self.steps += 1
-        latents.finish_step(self.steps, distinct=rows.distinct)
+        for name, other in latents.finish_step(self.steps, repeats):
+            for key, kept in self.states[other].items():
+                torch._foreach_copy_(self.states[name][key], kept)
         if self.steps <= self.warmup_steps:
             self.adaptation.update(self, train, meta)
             if self.steps == self.warmup_steps:
@@ -315,8 +326,14 @@ class MinibatchKernel(MCMCKernel):
                     torch._foreach_mul_(network.part, [part**2 for part in root])
                 torch._foreach_add_(network.moves, network.part, alpha=0.5 * self.rate(other))
 
-    def _move_tables(self, rows: Rows, train: Batch) -> None:
-        """Move the batch's rows of every table."""
+    def _move_tables(self, train: Batch, repeats: Repeats | None) -> None:
+        """Move the batch's rows of every table, each once.
+
+        A train row drawn with probability q_i occurs B q_i times in a batch on average, and each
+        occurrence has the correction c_i = 1 / (N q_i). A row that occurs k times makes one step of
+        size k c_i eta, so that its mean speed, eta B / N, does not depend on q_i, nor by way of
+        q_i on w, even where rows occur more than once.
+        """
         for name, table in self.latents.tables.items():
             assert table.rows is not None and table.rows.grad is not None
             assert table.index is not None
@@ -324,24 +341,21 @@ class MinibatchKernel(MCMCKernel):
             grad = table.rows.grad * (len(table.index) / len(table.value))
             new = table.rows.detach()
             ours = table.index is train.index  # else a local latent of the meta plate
-            distinct = rows.distinct or not ours
+            found = repeats if ours else None
+            speed = train.importance if ours else None
+            if found is not None and speed is not None:
+                times = 1 / found[1]
+                speed = speed * times
+                grad = grad * times.view(-1, *[1] * (grad.ndim - 1))
             state = {
                 key: [whole[table.index] for whole in kept]
                 for key, kept in self.states[name].items()
             }
-            self._move(name, [new], [grad], state, train.importance if ours else None)
-            self._keep(self.states[name], state, table, distinct=distinct)
-            self.latents.move_rows(name, new, distinct=distinct)
-
-    def _keep(self, whole: State, rows: State, table: Table, *, distinct: bool) -> None:
-        """Write the state of the batch's rows back; of a row that occurs twice the first."""
-        if not whole:
-            return
-        assert table.index is not None
-        first = None if distinct else first_occurrence(table.index)[0]
-        for key, kept in whole.items():
-            for target, new in zip(kept, rows[key], strict=True):
-                target[table.index] = new if first is None else new[first]
+            self._move(name, [new], [grad], state, speed)
+            for key, kept in self.states[name].items():  # of a row that occurs twice the first
+                for whole, part in zip(kept, state[key], strict=True):
+                    whole[table.index] = part if found is None else part[found[0]]
+            self.latents.move_rows(name, new, found)
 
     def _move(
         self,
@@ -353,7 +367,7 @@ class MinibatchKernel(MCMCKernel):
     ) -> tuple[Tensor | float, list[Tensor] | None]:
         """One group's move, in place; `speed` (B,) multiplies eta row by row.
 
-        Gradients of rows carry that factor already (it is the rows' importance correction).
+        Gradients of rows carry that factor already.
         Returns the factor by which a clip shortened the drift of a network, at most 1, and G^(1/2).
         """
         root = self.precondition(group, grads, state, speed)
@@ -440,8 +454,16 @@ class MinibatchKernel(MCMCKernel):
         """Restore what `state_dict` gave, after `setup` with the same settings and data.
 
         Raises:
-            InputError: if the state belongs to another program.
+            InputError: if the state belongs to another program or sampler.
         """
+        mine = {name for name in self.state_dict() if not name.startswith("latents/")}
+        given = {name for name in state if not name.startswith("latents/")}
+        apart = sorted(name for name in mine ^ given if "_rows/" not in name)
+        if apart:
+            raise InputError(
+                f"the checkpoint is that of another sampler: the two differ in {apart[:3]}. Resume "
+                "with the sampler of the first run, or start anew in another run_dir"
+            )
 
         def part(prefix: str) -> dict[str, Tensor]:
             start = len(prefix) + 1
@@ -557,9 +579,15 @@ class MinibatchKernel(MCMCKernel):
 
     def diagnostics(self) -> dict[str, Any]:
         steps = max(self.steps - self.warmup_steps, 1)
+        moves = {
+            group: self.local_steps if group in self.latents.tables else 1 for group in self.clipped
+        }
         return {
             "steps": self.steps,
             "mode": self.mode,
             "temperature": self.temperatures,
-            "clipped": {group: float(count) / steps for group, count in self.clipped.items()},
+            "clipped": {
+                group: float(count) / (steps * moves[group])
+                for group, count in self.clipped.items()
+            },
         }

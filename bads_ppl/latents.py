@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyro
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from bads_ppl.data import Batch
 from bads_ppl.errors import InputError
@@ -27,12 +27,12 @@ from bads_ppl.sites import (
     GlobalSite,
     NetworkSite,
     PlateSum,
+    Repeats,
     RunningMean,
     Table,
     evaluation_mode,
-    first_occurrence,
 )
-from bads_ppl.tracing import Evaluate, Find
+from bads_ppl.tracing import Evaluate, Find, Outputs
 
 
 @dataclass
@@ -54,7 +54,6 @@ class Latents:
     means: dict[str, RunningMean] = field(default_factory=dict)
     terms: dict[str, Tensor] = field(default_factory=dict)
     temperature: Mapping[str, float] = field(default_factory=dict)
-    held: dict[str, list[Any]] = field(default_factory=dict)
 
     @classmethod
     def find(cls, program: Program, train: Batch, meta: Batch) -> Latents:
@@ -95,8 +94,8 @@ class Latents:
         }
         return found | dict.fromkeys([*self.globals, *self.tables])
 
-    def _evaluate(self, train: Batch, meta: Batch, *, hold: bool = False) -> Evaluate:
-        with pyro.validation_enabled(False), Evaluate(self, hold=hold) as run:
+    def _evaluate(self, train: Batch, meta: Batch, held: Outputs | None = None) -> Evaluate:
+        with pyro.validation_enabled(False), Evaluate(self, replay=held) as run:
             self.program(train, meta)
         for network in self.networks.values():
             if network.decay is None and network.moves is None:
@@ -118,15 +117,20 @@ class Latents:
         terms = self._evaluate(train, meta).log_probs
         return -torch.stack(terms).sum() if terms else torch.zeros((), requires_grad=True)
 
-    def backward(self, train: Batch, meta: Batch, *, hold: bool = False) -> Tensor:
+    def outputs(self, train: Batch, meta: Batch) -> Outputs:
+        """The networks' outputs for a batch, with their graph, for `backward_rows`, `backward`."""
+        with pyro.validation_enabled(False), Evaluate(self, hold=True) as run:
+            self.program(train, meta)
+        return run.held
+
+    def backward(self, train: Batch, meta: Batch, held: Outputs | None = None) -> Tensor:
         """Gradients of `potential` in all latents; returns its value (), detached.
 
         Companions that take back the moves due to a plate get that plate's share of the gradient.
-        `hold` keeps the networks' outputs for `backward_rows`.
+        Networks are not called again where their outputs are given.
         """
         self.zero_grad()
-        run = self._evaluate(train, meta, hold=hold)
-        self.held = run.held
+        run = self._evaluate(train, meta, held)
         reverts = [site for site in self.networks.values() if site.moves is not None]
         if not reverts:
             potential = -torch.stack(run.log_probs).sum()
@@ -144,9 +148,10 @@ class Latents:
         rest.backward()
         return (part + rest).detach()
 
-    def backward_rows(self, train: Batch, meta: Batch) -> None:
-        """Gradients in the batch's rows of tables, given the networks' outputs of `backward`."""
-        with pyro.validation_enabled(False), Evaluate(self, replay=self.held) as run:
+    def backward_rows(self, train: Batch, meta: Batch, held: Outputs) -> None:
+        """Gradients in the batch's rows of tables, given the networks' outputs."""
+        held = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, held)
+        with pyro.validation_enabled(False), Evaluate(self, replay=held) as run:
             self.program(train, meta)
         rows = [table.rows for table in self.tables.values() if table.rows is not None]
         grads = torch.autograd.grad(-torch.stack(run.log_probs).sum(), rows)
@@ -206,16 +211,16 @@ class Latents:
             site.value.grad = None
 
     @torch.no_grad()
-    def move_rows(self, table_name: str, new: Tensor, *, distinct: bool) -> None:
+    def move_rows(self, table_name: str, new: Tensor, repeats: Repeats | None = None) -> None:
         """Write the batch's rows of a table and keep the totals exact.
 
-        Where a row occurs twice, its first occurrence counts.
+        Where a row occurs repeatedly, its first occurrence counts.
         """
         table = self.tables[table_name]
         assert table.index is not None and table.constrained is not None
         share = None
-        if not distinct:
-            first, share = first_occurrence(table.index)
+        if repeats is not None:
+            first, share = repeats
             new = new[first]
         table.value[table.index] = new
         for plate_sum in self.sums.values():
@@ -223,8 +228,12 @@ class Latents:
                 plate_sum.add(table.transform(new) - table.constrained.detach(), share)
 
     @torch.no_grad()
-    def finish_step(self, step: int, *, distinct: bool) -> None:
-        """After all groups moved: commit statistics, restart companions. `step` counts from 1."""
+    def finish_step(self, step: int, repeats: Repeats | None = None) -> list[tuple[str, str]]:
+        """After all groups moved: commit statistics, restart companions. `step` counts from 1.
+
+        Returns the names of companions that were copied, each with the network it was copied from.
+        """
+        copied: list[tuple[str, str]] = []
         for mean in self.means.values():
             mean.commit()
         for plate_sum in self.sums.values():
@@ -232,8 +241,8 @@ class Latents:
                 continue
             index, value = plate_sum.pending
             share = None
-            if not distinct:
-                first, share = first_occurrence(index)
+            if repeats is not None:
+                first, share = repeats
                 value = value[first]
             plate_sum.add(value - plate_sum.memory[index], share)
             plate_sum.memory[index] = value
@@ -250,8 +259,11 @@ class Latents:
             torch._foreach_copy_(network.parameters, other.parameters)
             if network.moves is not None:
                 torch._foreach_add_(network.parameters, network.moves)
+            else:
+                copied.append((network.name, companion.network))
             for mine, theirs in zip(network.module.buffers(), other.module.buffers(), strict=True):
                 mine.copy_(theirs)
+        return copied
 
     def drop_pending(self) -> None:
         """Forget the statistics of an evaluation that is not a step."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bads_ppl.acceptance import acceptance
-from bads_ppl.data import Batch, Data
+from bads_ppl.data import Data
 from bads_ppl.kernel import MinibatchKernel
 from bads_ppl.losses import Loss
 from bads_ppl.sites import evaluation_mode
@@ -62,7 +62,7 @@ class ThetaMonitor:
         self.loss = loss
         self.density = density
         sets = {"train": train, "meta": meta, **(others or {})}
-        self.probes = {name: _probe(data, probe) for name, data in sets.items()}
+        self.probes = {name: data.evenly(probe) for name, data in sets.items()}
 
     @torch.no_grad()
     def on_draw(self, kernel: MinibatchKernel) -> dict[str, float]:
@@ -80,8 +80,8 @@ class ThetaMonitor:
     def on_evaluate(self, kernel: MinibatchKernel, *, burnt_in: bool) -> dict[str, float]:
         if not self.density:
             return {}
-        train = _probe(kernel.train, kernel.train_rows.batch_size)
-        meta = _probe(kernel.meta, kernel.meta_rows.batch_size)
+        train = kernel.train.evenly(kernel.train_rows.batch_size)
+        meta = kernel.meta.evenly(kernel.meta_rows.batch_size)
         seed = kernel.generator.initial_seed() ^ kernel.steps  # the chain's own stays untouched
         generator = torch.Generator(device=kernel.train.device).manual_seed(seed)
         found = acceptance(kernel, train, meta, generator)
@@ -92,8 +92,3 @@ class ThetaMonitor:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         pass
-
-
-def _probe(data: Data, count: int) -> Batch:
-    count = min(count, len(data))
-    return data.batch(torch.linspace(0, len(data) - 1, count, device=data.device).long())

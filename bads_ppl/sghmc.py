@@ -62,6 +62,11 @@ class SGHMC(MinibatchKernel):
         self.frictions[group] = friction
         return {} if friction == 1 else {"velocity": [torch.zeros_like(v) for v in values]}
 
+    def langevin_rate(self, group: str) -> float:
+        """Eta a / (2 - a) with friction a: see the variance in the docstring of this module."""
+        friction = self.frictions[group]
+        return super().langevin_rate(group) * friction / (2 - friction)
+
     def advance(self, group: str, values: list[Tensor], drift: list[Tensor], state: State) -> None:
         friction = self.frictions[group]
         if friction == 1:

@@ -149,7 +149,11 @@ class RunningMean:
         self.pending = None
 
 
-def first_occurrence(index: Tensor) -> tuple[Tensor, Tensor]:
+Repeats = tuple[Tensor, Tensor]
+"""Of rows that may occur repeatedly: see `first_occurrence`."""
+
+
+def first_occurrence(index: Tensor) -> Repeats:
     """Of each entry, the position (B,) of the first equal one, and 1 / how often it occurs (B,)."""
     same = index[:, None] == index[None, :]
     return same.to(torch.uint8).argmax(dim=1), 1 / same.sum(dim=1)

@@ -43,14 +43,15 @@ def check_stiffness(kernel: MinibatchKernel) -> None:
         network = kernel.latents.networks.get(group)
         if network is not None and (kernel.clips[group] is not None or network.companion):
             continue
-        largest = 4 / max(curvature(kernel, group), 1e-30)
-        eta = kernel.schedules[group](0)
+        found = curvature(kernel, group)
+        eta = kernel.rate(group)
+        largest = 4 / max(found, 1e-30) * eta / kernel.langevin_rate(group)
         clipped = kernel.clips[group] is not None
         margin = MARGIN if network is not None else CLIPPED_MARGIN if clipped else 1.0
         if eta > margin * largest:
             raise InputError(
                 f"step_size of group {group!r} is {eta:.3g}, but with the curvature at the start "
-                f"({4 / largest:.3g}) steps above {largest:.3g} run away: take step_size "
+                f"({found:.3g}) steps above {largest:.3g} run away: take step_size "
                 f"{largest / 2:.2g} or less. If the prior on the total weight is very strict, a "
                 "larger sparsity_scale (sigma of (8)) allows larger steps"
             )
@@ -61,16 +62,9 @@ def curvature(kernel: MinibatchKernel, group: str) -> float:
 
     Found by power iteration, so from below; the chain stays where it is.
     """
-    rows = [
-        torch.linspace(0, len(data) - 1, count, device=data.device).long()
-        for data, count in (
-            (kernel.train, kernel.train_rows.batch_size),
-            (kernel.meta, kernel.meta_rows.batch_size),
-        )
-    ]
-    conditional = Conditional(
-        kernel.latents, group, kernel.train.batch(rows[0]), kernel.meta.batch(rows[1])
-    )
+    train = kernel.train.evenly(kernel.train_rows.batch_size)
+    meta = kernel.meta.evenly(kernel.meta_rows.batch_size)
+    conditional = Conditional(kernel.latents, group, train, meta)
     generator = torch.Generator(device=kernel.train.device).manual_seed(0)
     norm = torch.zeros(())
     with conditional.kept():

@@ -16,7 +16,6 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
-from torch.utils._pytree import tree_map
 
 from bads_ppl.errors import InputError
 from bads_ppl.sites import (
@@ -30,6 +29,10 @@ from bads_ppl.sites import (
 
 if TYPE_CHECKING:
     from bads_ppl.latents import Latents
+
+
+Outputs = dict[str, list[Any]]
+"""Outputs of each network, call by call."""
 
 
 def _unconstrain(fn: Any) -> Any:
@@ -149,13 +152,13 @@ class Evaluate(Messenger):
         *,
         keep: str | None = None,
         hold: bool = False,
-        replay: dict[str, list[Any]] | None = None,
+        replay: Outputs | None = None,
     ) -> None:
         super().__init__()
         self.latents = latents
         self.keep = keep
         self.hold = hold
-        self.held: dict[str, list[Any]] = {}  # outputs of each network, call by call
+        self.held: Outputs = {}
         self.replay = {name: iter(outputs) for name, outputs in (replay or {}).items()}
         self.kept: Tensor | None = None
         self.index: dict[str, Tensor] = {}
@@ -177,8 +180,7 @@ class Evaluate(Messenger):
 
     def _call_and_hold(self, name: str, network: Any, *args: Any, **kwargs: Any) -> Any:
         output = network(*args, **kwargs)
-        detached = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, output)
-        self.held.setdefault(name, []).append(detached)
+        self.held.setdefault(name, []).append(output)
         return output
 
     def _pyro_sample(self, msg: Any) -> None:

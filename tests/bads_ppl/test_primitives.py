@@ -109,7 +109,7 @@ def test_running_mean_under_sgld_is_of_the_steps_before(kind):
 
     def step():
         made.latents._evaluate(train.full(), meta.full())
-        made.latents.finish_step(1, distinct=True)
+        made.latents.finish_step(1)
 
     for _ in range(9):
         step()
@@ -133,7 +133,7 @@ def test_an_evaluation_that_is_no_step_leaves_statistics_as_they_are():
     before = made.latents.state_dict()
     made.latents.joint_potential(train.full(), meta.full())
     made.latents.values("w", train.full(), meta.full())
-    made.latents.finish_step(1, distinct=True)  # nothing is pending
+    made.latents.finish_step(1)  # nothing is pending
     after = made.latents.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
 

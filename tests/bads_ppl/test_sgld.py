@@ -309,9 +309,9 @@ def test_companion_restarts_from_theta(every):
         other[0].add_(1.0)
     before = other[0].detach().clone()
     if every > 1:
-        latents.finish_step(every + 1, distinct=True)
+        latents.finish_step(every + 1)
         assert torch.equal(other[0], before)
-    latents.finish_step(every, distinct=True)
+    latents.finish_step(every)
     assert torch.equal(other[0], first[0])
 
 

@@ -13,7 +13,7 @@ from bads_ppl.primitives import plate_sum, sample_network
 from bads_ppl.priors import NormalPrior, SparsityPrior
 from bads_ppl.program import Parts, bind
 from bads_ppl.sgld import SGLD
-from bads_ppl.sites import evaluation_mode, zero_mean_scale
+from bads_ppl.sites import evaluation_mode, first_occurrence, zero_mean_scale
 from bads_ppl.weights import FixedWeights, InstanceWeights, WeightNetwork
 from models import joint, normalised
 
@@ -149,7 +149,8 @@ def test_a_row_that_occurs_twice_moves_once_and_totals_stay_exact():
     latents = Latents.find(program, train.full(), meta.full())
     batch = train.batch(torch.tensor([7, 2, 7]))
     latents.potential(batch, meta.full())
-    latents.move_rows("z", torch.tensor([1.0, 2.0, 3.0]), distinct=False)
+    index = latents.tables["z"].index
+    latents.move_rows("z", torch.tensor([1.0, 2.0, 3.0]), first_occurrence(index))
     table = latents.tables["z"]
     assert table.value[7] == 1.0 and table.value[2] == 2.0
     assert (table.value != 0).sum() == 2
