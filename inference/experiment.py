@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from bads_ppl import plots
 from bads_ppl.atomic import atomic_path
@@ -396,6 +397,7 @@ def _report(
             }
             for name, mask in task.groups.items()
         },
+        **right_labels(task, setup, selection),
         "diagnostics": diagnostics.to_dict(),
         "acceptance": mean_acceptance(metrics, plan.first),
         "cost": {
@@ -409,6 +411,23 @@ def _report(
     with atomic_path(folder / RESULTS) as path:
         path.write_text(json.dumps(results, indent=2) + "\n")
     return results
+
+
+def right_labels(task: Task, setup: Setup, selection: Selection) -> dict[str, Any]:
+    """How well mean w tells right labels from wrong ones, where both are known to occur.
+
+    "auc" is the area under the ROC curve (0.5: not at all), "average_precision" that under the
+    curve of precision over recall (the share of right labels: not at all).
+    """
+    if task.right is None or bool(task.right.all()) or setup.fixed is not None:
+        return {}
+    right = task.right.numpy()
+    return {
+        "right": {
+            "auc": float(roc_auc_score(right, selection.mean)),
+            "average_precision": float(average_precision_score(right, selection.mean)),
+        }
+    }
 
 
 def mean_acceptance(metrics: list[dict[str, Any]], burn_in: int) -> dict[str, float]:

@@ -54,6 +54,11 @@ class Section:
         return bounds(self.metric) is not None
 
     @property
+    def detects(self) -> bool:
+        """Whether runs tell how well their weights find wrong labels."""
+        return any(arm.estimate("right.auc").count for arm in self.arms)
+
+    @property
     def seed_counts(self) -> list[int]:
         return [len(arm.runs) for arm in self.arms]
 

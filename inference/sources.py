@@ -63,7 +63,7 @@ class ImageSplits:
     test_labels: Tensor
 
     def scored_on(self, split: str) -> ImageSplits:
-        """The splits as they are ("test"), or for tuning ("validation"): a sixth of the train
+        """The splits as they are ("test"), or for tuning ("validation"): a tenth of the train
         images, the last ones, held back in place of the test images, which nothing sees then.
 
         Raises:
@@ -73,7 +73,7 @@ class ImageSplits:
             raise InputError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
         if split == "test":
             return self
-        kept = len(self.train_labels) * 5 // 6
+        kept = len(self.train_labels) * 9 // 10
         images, labels = self.train_images, self.train_labels
         return ImageSplits(self.name, images[:kept], labels[:kept], images[kept:], labels[kept:])
 

@@ -1,13 +1,14 @@
 """Tasks: a train set with trouble in it, a small meta set that is right, and a test set.
 
-`mnist` and `mnist10` plant rare classes into the train set. With real MNIST they have the paper's
-sizes; with the digits that scikit-learn carries, the same experiment at the size those allow.
+`mnist` and `mnist10` plant rare classes into the train set, `mnist10_noise` wrong labels, and
+`mnist10_noisy` both. With the digits that scikit-learn carries in place of MNIST they are the same
+experiments at the size those allow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ class Task:
         groups: name to (N_t,) bool mask; disjoint groups of train points.
         high: names of the groups whose weights should be high; those of the others, low.
         sparsity: the share of train points to select unless the user says otherwise.
+        right: (N_t,) bool, whether a point's label is right; None where all are.
         warnings: what a reader of the results must know.
     """
 
@@ -46,6 +48,7 @@ class Task:
     groups: dict[str, Tensor]
     high: tuple[str, ...]
     sparsity: float
+    right: Tensor | None = None
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -103,6 +106,91 @@ def mnist10(
     )
 
 
+def mnist10_noise(
+    *,
+    root: str,
+    source: str,
+    seed: int,
+    split: str = "test",
+    meta_per_class: int = 10,
+    per_class: int = 1000,
+    noise: float = 0.6,
+) -> Task:
+    """Ten classes of `per_class` train points, a share `noise` of whose labels is wrong."""
+    splits = load_mnist(Path(root), source).scored_on(split)
+    counts = dict.fromkeys(range(10), per_class)
+    task = _balancing(
+        "mnist10_noise",
+        splits,
+        counts,
+        rare_classes=(),
+        meta_per_class=meta_per_class,
+        seed=seed,
+        select=1,
+        knobs="task.per_class",
+    )
+    task = mislabelled(task, noise, seed)
+    assert task.right is not None
+    groups = {"right": task.right, "wrong": ~task.right}
+    return replace(task, groups=groups, high=("right",), sparsity=1 - noise)
+
+
+def mnist10_noisy(
+    *,
+    root: str,
+    source: str,
+    seed: int,
+    split: str = "test",
+    meta_per_class: int = 10,
+    frequent: int = 2000,
+    rare: int = 100,
+    noise: float = 0.4,
+) -> Task:
+    """Ten classes, the even digits rare, and a share `noise` of all train labels wrong.
+
+    A point is of a rare class if its image is, whatever its label.
+    """
+    splits = load_mnist(Path(root), source).scored_on(split)
+    counts = {digit: rare if digit % 2 == 0 else frequent for digit in range(10)}
+    task = _balancing(
+        "mnist10_noisy",
+        splits,
+        counts,
+        rare_classes=(0, 2, 4, 6, 8),
+        meta_per_class=meta_per_class,
+        seed=seed,
+        select=2,
+    )
+    task = mislabelled(task, noise, seed)
+    assert task.right is not None
+    groups = {f"{name}_right": mask & task.right for name, mask in task.groups.items()}
+    groups["wrong"] = ~task.right
+    return replace(task, groups=groups, high=("rare_right", "frequent_right"))
+
+
+def mislabelled(task: Task, noise: float, seed: int) -> Task:
+    """The task with floor(noise N_t) train labels, drawn by the seed, replaced by another class.
+
+    Symmetric noise: all other classes are equally likely. Meta and test labels stay right.
+
+    Raises:
+        InputError: if `noise` is not in [0, 1).
+    """
+    if not 0 <= noise < 1:
+        raise InputError(
+            f"task.noise must be in [0, 1), got {noise}: the share of train labels to replace"
+        )
+    draw = np.random.default_rng(np.random.SeedSequence([seed, 0x776C]))
+    target = task.train.target.clone()
+    chosen = torch.from_numpy(draw.permutation(len(target))[: int(len(target) * noise + 1e-9)])
+    shift = torch.from_numpy(draw.integers(1, task.classes, len(chosen)))
+    target[chosen] = (target[chosen] + shift) % task.classes
+    right = torch.ones(len(target), dtype=torch.bool)
+    right[chosen] = False
+    train = Data(task.train.input, target, task.train.ids, name="train")
+    return replace(task, train=train, right=right)
+
+
 def _balancing(
     name: str,
     splits: ImageSplits,
@@ -112,11 +200,12 @@ def _balancing(
     meta_per_class: int,
     seed: int,
     select: int,
+    knobs: str = "task.rare or task.frequent",
 ) -> Task:
     """The task that plants rare classes; selects `select` times as many points as are rare."""
     digits = sorted(counts)
     asked = [("task.meta_per_class", meta_per_class)]
-    asked += [("task.rare or task.frequent", n) for n in counts.values()]
+    asked += [(knobs, n) for n in counts.values()]
     for knob, value in asked:
         if value < 1:
             raise InputError(f"{knob} must be at least 1, got {value}")
@@ -135,7 +224,7 @@ def _balancing(
             raise InputError(
                 f"task {name} needs {needed} train images of digit {digit} ({counts[digit]} to "
                 f"train on and {meta_per_class} for the meta set), {splits.name} has {len(rows)}: "
-                "lower task.meta_per_class, task.rare or task.frequent"
+                f"lower task.meta_per_class or {knobs}"
             )
         rows = order.permutation(rows)[:needed]
         meta_rows.append(rows[:meta_per_class])
@@ -164,7 +253,7 @@ def _balancing(
         {"rare": is_rare, "frequent": ~is_rare},
         ("rare",),
         select * int(is_rare.sum()) / len(is_rare),
-        warnings,
+        warnings=warnings,
     )
 
 

@@ -13,7 +13,7 @@ import torch
 
 from bads_ppl.data import Data
 from bads_ppl.errors import InputError
-from inference.tasks import Task, mnist, mnist10, normalise
+from inference.tasks import Task, mnist, mnist10, mnist10_noise, mnist10_noisy, normalise
 
 MNIST = os.environ.get("BADS_DATA", "")
 with_mnist = pytest.mark.skipif(
@@ -24,7 +24,7 @@ with_mnist = pytest.mark.skipif(
 TASKS = [mnist, mnist10]
 
 
-def digits(make: Callable[..., Task], seed: int = 0, **options: int) -> Task:
+def digits(make: Callable[..., Task], seed: int = 0, **options: float) -> Task:
     return make(root="none", source="digits", seed=seed, **options)
 
 
@@ -37,10 +37,44 @@ def test_validation_scores_on_train_images_that_nothing_else_uses(make, tmp_path
         root=root, source="files", seed=0, split="validation", meta_per_class=2, frequent=9, rare=3
     )
     used = torch.cat([task.train.ids, task.meta.ids])
-    assert used.max() < 500 and task.test.ids.max() < 100
+    assert used.max() < 540 and task.test.ids.max() < 60
     number = task.test.input[:, 0, 0, :2] * 0.3081 + 0.1307  # written as quotient and remainder
     shown = (number * 255).round().long() @ torch.tensor([256, 1])
-    assert torch.equal(shown, task.test.ids + 500)
+    assert torch.equal(shown, task.test.ids + 540)
+
+
+@pytest.mark.parametrize(("make", "noise"), [(mnist10_noise, 0.6), (mnist10_noisy, 0.4)])
+def test_wrong_labels_are_those_that_differ_from_the_source(make, noise):
+    task, clean = digits(make), digits(make, noise=0.0)
+    assert torch.equal(task.train.ids, clean.train.ids)
+    assert torch.equal(task.right, task.train.target == clean.train.target)
+    assert int((~task.right).sum()) == int(noise * len(task.train))
+    assert torch.equal(task.meta.target, clean.meta.target) and bool(clean.right.all())
+    assert torch.equal(task.groups["wrong"], ~task.right)
+    assert torch.stack(list(task.groups.values())).sum(0).eq(1).all()  # groups part the set
+
+
+def test_all_other_classes_are_equally_likely_as_wrong_labels():
+    task, clean = digits(mnist10_noise, noise=0.9), digits(mnist10_noise, noise=0.0)
+    shift = (task.train.target - clean.train.target)[~task.right] % 10
+    count = torch.bincount(shift, minlength=10)
+    expected = len(shift) / 9
+    chi_square = float(((count[1:] - expected) ** 2 / expected).sum())
+    assert count[0] == 0 and chi_square < 26.1  # 99.9 % of chi-square with 8 degrees of freedom
+
+
+def test_noisy_keeps_the_rare_classes_of_the_images_and_noise_selects_the_right_share():
+    noisy, plain = digits(mnist10_noisy, noise=0.0), digits(mnist10_noise)
+    assert set(noisy.train.target[noisy.groups["rare_right"]].tolist()) == {0, 2, 4, 6, 8}
+    assert noisy.sparsity == 2 * int(noisy.groups["rare_right"].sum()) / len(noisy.train)
+    assert noisy.high == ("rare_right", "frequent_right")
+    assert plain.sparsity == pytest.approx(0.4) and plain.high == ("right",)
+
+
+@pytest.mark.parametrize("noise", [-0.1, 1.0, float("nan")])
+def test_a_share_of_noise_outside_its_range_is_refused(noise):
+    with pytest.raises(InputError, match=r"task.noise must be in \[0, 1\), got"):
+        digits(mnist10_noisy, noise=noise)
 
 
 def test_an_unknown_split_is_refused():
