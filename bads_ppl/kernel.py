@@ -563,9 +563,9 @@ class MinibatchKernel(MCMCKernel):
 
         "calibrated": p^(1/T) up to the bias of the step size. "approximate": the drift of some
         group is not the gradient of one density (companions that restart or revert, temperatures
-        that differ, a clip that acted). "optimisation path": mode "paper".
+        that differ, a clip that acted). "optimisation path": mode "paper", or temperature 0.
         """
-        if self.mode == "paper":
+        if self.mode == "paper" or not any(self.temperatures.values()):
             return "optimisation path"
         companions = [network.companion for network in self.latents.networks.values()]
         approximate = (

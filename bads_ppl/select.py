@@ -35,14 +35,14 @@ from bads_ppl.weights import InstanceWeights, WeightNetwork, Weights
 
 log = logging.getLogger(__name__)
 
-LEARNING_RATE = 0.1
+LEARNING_RATE = 0.3
 """Default learning rate on the mean loss; theta's step is eta = 2 LEARNING_RATE / points."""
 
 WEIGHT_STEP = {"w": 0.2, "phi": 1e-5}
 """Default steps eta of the weights."""
 
-THETA_CLIP = 0.3
-"""Longest drift of theta in a step; that of a weight's logit is 1."""
+CLIP = {"theta": 0.3, "w": 3.0}
+"""Longest drifts in a step: of theta, and of a weight's logit."""
 
 
 def select(
@@ -81,7 +81,7 @@ def select(
         meta: a small dataset of the same form that looks like the test.
         loss: per-example loss, (outputs, targets) to (B,).
         sparsity: beta in (0, 1), the share of train points to select.
-        model: "normalised" (rare classes, off-domain data), "joint" (wrong labels), the name of
+        model: "normalised" (rare classes and wrong labels), "joint" (the paper's), the name of
             an installed entry point in group "bads_ppl.models", or a callable with the signature
             of `bads_ppl.program.Model`.
         weights: "instance", one latent per point, or "network", a function of the embedding.
@@ -146,7 +146,7 @@ def select(
             step_size=steps,
             generator=generator,
             temperature={"theta": temperature},
-            clip={"theta": THETA_CLIP, **({"w": 1.0} if group == "w" else {})},
+            clip={name: bound for name, bound in CLIP.items() if name in ("theta", group)},
             train_batch=train_batch,
             meta_batch=meta_batch,
             minibatches="importance" if weights == "instance" else "uniform",

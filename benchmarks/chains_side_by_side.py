@@ -22,6 +22,7 @@ from bads_ppl.chains import run_chains
 from bads_ppl.device import resolve_device
 from bads_ppl.kernel import MinibatchKernel
 from bads_ppl.monitors import ThetaMonitor
+from bads_ppl.select import CLIP
 from bads_ppl.sgld import SGLD
 from bads_ppl.weights import InstanceWeights
 from models import normalised
@@ -45,7 +46,7 @@ def seconds(train: Data, meta: Data, chains: int, workers: int, steps: int) -> f
             bind(normalised, parts),
             step_size={"theta": 1e-4, "w": 0.2},
             temperature={"theta": 1e-3},
-            clip={"theta": 0.3, "w": 1.0},
+            clip=CLIP,
             minibatches="importance",
             generator=generator,
         )

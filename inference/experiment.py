@@ -31,7 +31,7 @@ from bads_ppl.losses import cross_entropy
 from bads_ppl.plan import Plan
 from bads_ppl.posterior import save, to_arviz
 from bads_ppl.priors import NormalPrior, SparsityPrior, default_scale, default_temperature
-from bads_ppl.program import Impact, Parts, bind
+from bads_ppl.program import Impact, Model, Parts, bind
 from bads_ppl.schedules import named
 from bads_ppl.selection import Selection
 from bads_ppl.stiffness import check_stiffness
@@ -110,7 +110,7 @@ def run(config: DictConfig, choices: Choices) -> dict[str, Any]:
     sparsity = SparsityPrior(config.sparsity, config.prior.sparsity_scale, config.prior.total)
     setup = method(choices.method)(
         task,
-        model=build(config.model, "model"),
+        model=_model(config),
         weights=build(config.weights.build, "weights.build", classes=task.classes),
         sparsity=sparsity,
         impact=Impact(**config.impact),
@@ -126,6 +126,13 @@ def run(config: DictConfig, choices: Choices) -> dict[str, Any]:
     results = _chains(config, task, setup, plan, device, folder)
     save_config(folder, config)
     return _report(config, choices, task, setup, plan, results, folder)
+
+
+def _model(config: DictConfig) -> Model:
+    """The Pyro program: that of the method, where it has one of its own, else the one chosen."""
+    own = config.method.model
+    program: Model = build(config.model, "model") if own is None else build(own, "method.model")
+    return program
 
 
 def run_dir(config: DictConfig, choices: Choices, setup: Setup) -> str:
@@ -297,7 +304,7 @@ def make_sampler(
     minibatches, train_batch = "uniform", config.sampler.train_batch
     if setup.fixed is None:
         step_size[config.weights.group] = config.weights.step_size
-        temperature[config.weights.group] = config.weights.temperature
+        temperature[config.weights.group] = 0 if setup.optimises else config.weights.temperature
         clip[config.weights.group] = config.weights.clip
         minibatches = config.weights.minibatches
         for group, eta in config.step_sizes.items():

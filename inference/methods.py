@@ -1,14 +1,15 @@
 """Methods: BADS and the baselines, as programs that one kernel runs.
 
 Every method gives the same `Setup`; from there on the data, the number of steps, the kernel, the
-chains and the averaging over draws are the same for all. A baseline is the joint program with
-fixed weights: what it does with the train set is what its weights say.
+chains and the averaging over draws are the same for all. Bi-level optimisation is a program of its
+own at temperature 0. Every other baseline is the joint program with fixed weights: what it does
+with the train set is what its weights say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ class Setup:
             learning rate on the mean loss is eta = 2 learning_rate / points.
         train: the train points that the kernel sees.
         fixed: (N_t,) the weights where they are fixed, for all points of the task.
+        optimises: the weights are optimised, their temperature is 0.
         names: model and weights, as recorded in the results.
     """
 
@@ -46,6 +48,7 @@ class Setup:
     points: float
     train: Data
     fixed: Tensor | None = None
+    optimises: bool = False
     names: tuple[str, str] = ("joint", "fixed")
 
 
@@ -62,6 +65,11 @@ def bads(
     """Bayesian data point selection: weights are latent."""
     points = sparsity.target(len(task.train)) + len(task.meta)
     return Setup(model, weights, sparsity, impact, points, task.train, names=names)
+
+
+def blo(task: Task, *, names: tuple[str, str], **given: Any) -> Setup:
+    """One-step bi-level optimisation: weights are optimised, with the method's own model."""
+    return replace(bads(task, names=("bilevel", names[1]), **given), optimises=True)
 
 
 def mixing(task: Task, **_: Any) -> Setup:
@@ -122,6 +130,7 @@ def _always(weights: FixedWeights) -> Callable[[nn.Module], Weights]:
 
 METHODS: dict[str, Callable[..., Setup]] = {
     "bads": bads,
+    "blo": blo,
     "mixing": mixing,
     "meta_only": meta_only,
     "random_select": random_select,

@@ -54,6 +54,7 @@ class MethodOptions:
     temperature: float | None = None
     prior_scale: float | None = None
     clip: float | None = None
+    model: Any = None
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """What a user swaps: Pyro programs, one a file, and backbones."""
 
+from models.bilevel import bilevel
 from models.joint import joint
 from models.learned_sparsity import learned_sparsity
 from models.normalised import normalised
 
-__all__ = ["joint", "learned_sparsity", "normalised"]
+__all__ = ["bilevel", "joint", "learned_sparsity", "normalised"]

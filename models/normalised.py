@@ -31,7 +31,7 @@ def normalised(
     auxiliary: Literal["persistent", "restarted", "reverted"] = "reverted",
     window: int = 20,
     contrast: float = 3.0,
-    loss_contrast: float = 0.0,
+    loss_contrast: float = 2.0,
     clip: float = 3.0,
     prior: TotalPrior | None = None,
 ) -> None:
@@ -55,8 +55,7 @@ def normalised(
             theta nor on the scale of the weights. More: weights nearer 0 and 1.
         loss_contrast: not persistent: the log density of w loses loss_contrast / beta times the
             point's loss less the train set's mean loss, over the mean absolute value of that. More:
-            wrong labels lose more, and points of rare classes with them. 0: no such drift; 1 to 2
-            are of use against wrong labels.
+            wrong labels lose more, and points of rare classes with them. 0: no such drift.
         clip: not persistent: bound on both scaled values.
         prior: of the total weight; default `parts.sparsity`.
     """

@@ -45,6 +45,7 @@ VARIANTS = {
     "ten classes": ("task=mnist10", "sampler.train_batch=20"),
     "wrong labels": ("task=mnist10_noise",),
     "both troubles": ("task=mnist10_noisy", "model=joint"),
+    "blo": ("method=blo",),
     "mixing": ("method=mixing",),
     "meta_only": ("method=meta_only",),
     "random_select": ("method=random_select", "sparsity=0.2"),
@@ -277,7 +278,7 @@ def test_resuming_a_finished_run_changes_no_draw_and_no_result(finished, command
     ("option", "change"),
     [
         ("seed=1", "seed was 0, now 1"),
-        ("method.learning_rate=0.05", "method.learning_rate was 0.1, now 0.05"),
+        ("method.learning_rate=0.05", "method.learning_rate was 0.3, now 0.05"),
         ("model=joint", "model._target_ was models.normalised, now models.joint"),
         ("sparsity=0.1", "sparsity was 0.05, now 0.1"),
         ("task.meta_per_class=10", "task.meta_per_class was 25, now 10"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -19,7 +20,7 @@ from models.joint import joint
 from models.normalised import normalised
 
 TRAIN, META = 40, 8
-FIXED = sorted(set(METHODS) - {"bads"})
+FIXED = sorted(set(METHODS) - {"bads", "blo"})
 
 
 def task() -> Task:
@@ -52,6 +53,13 @@ def test_bads_takes_the_model_weights_and_impact_that_it_is_given():
     assert found.sparsity == SparsityPrior(0.25) and found.impact == Impact(weight=2.0)
     assert isinstance(found.weights(nn.Linear(3, 2)), InstanceWeights)
     assert found.names == ("normalised", "instance") and found.points == 10 + META
+
+
+def test_bilevel_optimisation_is_bads_with_its_own_model_and_weights_that_are_optimised():
+    found, like = setup("blo"), setup("bads")
+    assert found.optimises and not like.optimises and found.names == ("bilevel", "instance")
+    same = {"names": like.names, "weights": like.weights, "train": like.train}
+    assert replace(found, optimises=False, **same) == like
 
 
 @pytest.mark.parametrize(

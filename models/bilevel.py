@@ -1,0 +1,148 @@
+"""The baseline's model: one-step bi-level optimisation, with the exact hypergradient.
+
+A lower level trains theta on the weighted train data; an upper level moves w down the meta loss L_m
+that theta has after one more step of the lower level:
+
+    theta'(w) = theta - rate * grad_theta J(theta, w),    J = (sum_i w_i l_i + ...) / points
+    -d L_m(theta'(w)) / d w_i = rate / points * <grad l_i(theta), grad L_m(theta'(w))>
+
+(Ren et al., 2018; with a weight network Shu et al., 2019). The derivative is taken through the
+step, second derivatives and all. At temperature 0 this is optimisation: there is no density, the
+path is no posterior, and HMC and NUTS do not apply to this program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from bads_ppl.data import Batch
+from bads_ppl.errors import InputError
+from bads_ppl.primitives import running_mean
+from bads_ppl.priors import TotalPrior
+from bads_ppl.program import Parts
+
+Values = dict[str, Tensor]
+"""Parameters by name."""
+
+
+def bilevel(
+    train: Batch,
+    meta: Batch,
+    parts: Parts,
+    *,
+    rate: float,
+    contrast: float = 3.0,
+    clip: float = 3.0,
+    lower_meta: bool = True,
+    prior: TotalPrior | None = None,
+) -> None:
+    """One-step bi-level optimisation of w, as drifts for a kernel at temperature 0.
+
+    Sites: theta.<parameter>, w (and phi.<parameter>).
+
+    Args:
+        train: train batch.
+        meta: meta batch.
+        parts: network, weights, loss and priors.
+        rate: > 0, learning rate of the inner step, on the mean loss of the lower level.
+        contrast: w moves along contrast / beta times the negative hypergradient over its running
+            mean absolute value, as `normalised` scales its gain. More: weights nearer 0 and 1.
+        clip: bound on the scaled hypergradient.
+        lower_meta: the lower level trains on the meta points too, with weight 1 each.
+        prior: of the total weight; default `parts.sparsity`.
+
+    Raises:
+        InputError: if rate is not positive.
+    """
+    if not rate > 0:
+        raise InputError(f"the rate of the inner step must be positive, got {rate}: try 0.1")
+    prior = prior if prior is not None else parts.sparsity
+    network = parts.sample_network()
+    forward = parts.forward(network, train, meta)
+    plate = train.plate("train")
+    w = parts.weights.sample(train, plate, forward.features)
+    fixed = w.detach()
+    beta = 1.0 if prior is None else prior.sparsity
+    gain = -_of_batches(parts, train, meta, fixed, rate, beta, lower_meta)
+    size = running_mean("gain", gain.abs().mean(), window=100, kind="exponential")
+    gain = contrast / beta * (gain / (size + 1e-12)).clamp(-clip, clip)
+    with plate:
+        pyro.factor("train_loss", -parts.impact.train * fixed * forward.train_loss)  # to theta
+        pyro.factor("gain", parts.impact.weight * (w - fixed) * gain)  # to w
+    if prior is not None:
+        prior.factor(w, train)
+    if lower_meta:
+        parts.observe_meta(forward.meta_output, meta)
+
+
+def hypergradient(
+    train_losses: Callable[[Values], Tensor],
+    rest: Callable[[Values], Tensor],
+    meta_loss: Callable[[Values], Tensor],
+    theta: Values,
+    share: Tensor,
+    rate: float,
+) -> Tensor:
+    """Derivative (B,) of the meta loss after one step of the lower level, in each point's share.
+
+    Args:
+        train_losses: losses (B,) of the points at given parameters.
+        rest: what else () the lower level goes down at given parameters.
+        meta_loss: the meta loss () at given parameters.
+        theta: the parameters before the step.
+        share: (B,) of each point: the lower level is share @ train_losses + rest.
+        rate: length of the step.
+    """
+    with torch.enable_grad():
+        share = share.detach().requires_grad_()
+        leaves = {name: value.detach().requires_grad_() for name, value in theta.items()}
+        lower = share @ train_losses(leaves) + rest(leaves)
+        slopes = torch.autograd.grad(lower, list(leaves.values()), create_graph=True)
+        ahead = {
+            name: value.detach() - rate * slope
+            for (name, value), slope in zip(leaves.items(), slopes, strict=True)
+        }
+        return torch.autograd.grad(meta_loss(ahead), share)[0]
+
+
+def _of_batches(
+    parts: Parts,
+    train: Batch,
+    meta: Batch,
+    w: Tensor,
+    rate: float,
+    beta: float | Tensor,
+    lower_meta: bool,
+) -> Tensor:
+    """The hypergradient (B,) on a minibatch, for the network's parameters as they are."""
+    theta = {
+        name: value.detach()
+        for name, value in parts.network.named_parameters()
+        if value.requires_grad
+    }
+
+    def losses(values: Values, batch: Batch) -> Tensor:
+        output: Any = functional_call(parts.network, values, (batch.input,))
+        return parts.loss(output, batch.target)
+
+    def rest(values: Values) -> Tensor:
+        return meta.total(losses(values, meta)) / points
+
+    points = beta * train.size + lower_meta * meta.size
+    share = w * (train.size / len(train)) / points
+    if train.importance is not None:
+        share = share * train.importance
+    return hypergradient(
+        lambda values: losses(values, train),
+        rest if lower_meta else lambda values: torch.zeros((), device=w.device),
+        lambda values: losses(values, meta).mean(),
+        theta,
+        share,
+        rate,
+    )
