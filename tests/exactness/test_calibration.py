@@ -1,7 +1,7 @@
 """Simulation-based calibration (Talts et al., 2018) of the joint model.
 
-theta and w are drawn from p(theta, w | D_t) exactly: theta from a grid, w given theta by inversion. A
-meta set is drawn given theta. Among draws from the sampler's posterior given that meta set, the
+theta and w are drawn from p(theta, w | D_t) exactly: theta from a grid, w given theta by inversion.
+A meta set is drawn given theta. Among draws from the sampler's posterior given that meta set, the
 rank of what was drawn is uniform.
 """
 
