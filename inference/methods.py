@@ -67,9 +67,24 @@ def bads(
     return Setup(model, weights, sparsity, impact, points, task.train, names=names)
 
 
-def blo(task: Task, *, names: tuple[str, str], **given: Any) -> Setup:
-    """One-step bi-level optimisation: weights are optimised, with the method's own model."""
-    return replace(bads(task, names=("bilevel", names[1]), **given), optimises=True)
+def blo(
+    task: Task,
+    *,
+    weights: Callable[[nn.Module], Weights],
+    names: tuple[str, str],
+    **given: Any,
+) -> Setup:
+    """One-step bi-level optimisation: weights are optimised, with the method's own model.
+
+    Instance weights have a flat prior and start at 0.5; the prior on their total is a penalty.
+    """
+
+    def flat(network: nn.Module) -> Weights:
+        built = weights(network)
+        return InstanceWeights() if isinstance(built, InstanceWeights) else built
+
+    setup = bads(task, weights=flat, names=("bilevel", names[1]), **given)
+    return replace(setup, optimises=True)
 
 
 def mixing(task: Task, **_: Any) -> Setup:

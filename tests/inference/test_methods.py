@@ -60,6 +60,7 @@ def test_bilevel_optimisation_is_bads_with_its_own_model_and_weights_that_are_op
     assert found.optimises and not like.optimises and found.names == ("bilevel", "instance")
     same = {"names": like.names, "weights": like.weights, "train": like.train}
     assert replace(found, optimises=False, **same) == like
+    assert found.weights(nn.Linear(3, 2)) == InstanceWeights(mean=0.5, concentration=1.0)
 
 
 @pytest.mark.parametrize(
