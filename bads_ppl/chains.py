@@ -241,11 +241,13 @@ class _Runner:
             if state.path.exists():
                 state.load(self.plan.steps)
             drop_snapshots(folder, after=state.draws)
+            complete = kernel.steps >= self.plan.steps
             with DrawWriter(folder, self.size, keep=state.draws) as writer:
                 self._loop(chain, state, writer)
         with atomic_path(folder / METRICS) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in state.metrics))
-        log.info("chain %d: %d draws, %.1f s", chain, state.draws, state.seconds)
+        if not complete:  # else it is only read back
+            log.info("chain %d: %d draws, %.1f s", chain, state.draws, state.seconds)
         draws = read_draws(folder, state.draws)
         return ChainResult(draws, kernel, monitor, state.metrics, state.seconds)
 
