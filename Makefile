@@ -24,10 +24,17 @@ setup: $(READY) ## Set up what running needs, in .venv, once
 run: $(READY) ## Select data on MNIST (continues a run that is there); make run ARGS="seed=1 method=mixing"
 	@$(PY) -m inference.run task=mnist resume=true $(ARGS)
 
-results: $(READY) ## Measure the table of the README: 5 seeds, 5 methods, 3 set-ups (about an hour and a half)
+results: $(READY) ## Measure the tables of docs/results.md: 5 seeds, 6 methods, 5 set-ups (some five hours)
 	@$(PY) -m inference.run -m resume=true seed=0,1,2,3,4 method=$(METHODS) task=mnist \
 	  task.meta_per_class=25,5
 	@$(PY) -m inference.run -m resume=true seed=0,1,2,3,4 method=$(METHODS) task=mnist10
+	@$(PY) -m inference.run -m resume=true seed=0,1,2,3,4 method=blo task=mnist10 chains=2
+	@$(PY) -m inference.run -m resume=true seed=0,1,2,3,4 method=bads,blo,mixing,meta_only,random_select \
+	  task=mnist10_noise,mnist10_noisy chains=2
+	@$(PY) -m inference.run -m resume=true seed=0,1,2,3,4 method=dup_meta method.prior_scale=0.05 \
+	  task=mnist10_noise,mnist10_noisy chains=2
+	@$(PY) -m inference.run -m resume=true seed=0,1,2,3,4 method=bads model=joint impact.weight=20 \
+	  task=mnist10_noise,mnist10_noisy chains=2
 	@$(PY) -m inference.report runs
 
 test: lint ## Set up, check style and types, run the tests; fewer: make test ARGS="-m 'not slow'"

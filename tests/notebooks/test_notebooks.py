@@ -15,6 +15,36 @@ def text(notebook) -> str:
     return "\n".join(o.get("text") or o.get("data", {}).get("text/plain", "") for o in outputs)
 
 
+def numbers(pattern: str, found: str) -> list[float]:
+    return [float(number) for number in re.search(pattern, found).groups()]
+
+
+def check_first_steps(found: str) -> None:
+    threes, eights = numbers(r"threes (\S+), of eights (\S+)", found)
+    assert threes > 5 * eights
+
+
+def check_posterior_diagnostics(found: str) -> None:
+    """What the text around the plots says of them."""
+    assert "approximate: The chains agree" in found
+    (rhat,) = numbers(r"99 % of the weights have R-hat <= (\S+),", found)
+    assert rhat <= 1.05
+    rare, frequent, wrong = (
+        numbers(rf"{name}: mean (\S+),", found)[0] for name in ("rare", "frequent", "wrong")
+    )
+    assert rare > 2 * frequent > 4 * wrong
+    (apart,) = numbers(r"from the library's own: (\S+)", found)
+    assert apart < 1e-3
+    shift, ratio = numbers(r"means apart by (\S+) sd .*, sd ratio (\S+)", found)
+    assert shift < 0.2 and ratio == pytest.approx(1, abs=0.1)
+
+
+CHECKS = {
+    "first_steps": check_first_steps,
+    "posterior_diagnostics": check_posterior_diagnostics,
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path, tmp_path):
@@ -22,11 +52,7 @@ def test_a_notebook_runs(path, tmp_path):
     NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
     ).execute()
-    if path.stem == "first_steps":
-        threes, eights = map(
-            float, re.search(r"threes (\S+), of eights (\S+)", text(notebook)).groups()
-        )
-        assert threes > 5 * eights
+    CHECKS[path.stem](text(notebook))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
