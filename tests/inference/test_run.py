@@ -171,6 +171,16 @@ def test_the_preset_of_the_paper_composes_and_says_what_its_draws_are(command, t
     assert found["mode"] == "paper" and found["preset"] == "paper"
 
 
+def test_the_preset_of_long_chains_takes_most_of_its_steps_for_draws(command, tmp_path, results):
+    config, usual = configuration("preset=converged"), configuration()
+    assert config.steps > 5 * usual.steps and config.burn_in < config.steps / 4
+    short = ("steps=40", "burn_in=10", "thinning=10", f"run_dir={tmp_path / 'run'}")
+    outcome = command("preset=converged", *short)
+    assert outcome.code == 0, outcome.err
+    found = results(tmp_path / "run")
+    assert found["preset"] == "converged" and found["evidence"] == "approximate"
+
+
 def test_the_options_that_other_tools_rely_on_are_there():
     config = configuration(
         "task=mnist10",
