@@ -46,13 +46,13 @@ _REPLACE = "replace the file by an intact copy, or remove all four files to use 
 
 @dataclass(frozen=True)
 class ImageSplits:
-    """Labelled grey images, split into train and test.
+    """Labelled images, split into train and test.
 
     Attributes:
-        name: "mnist", or "digits" where scikit-learn's digits stand in for it.
-        train_images: (N, 28, 28) uint8, 0 is paper and 255 is ink.
+        name: "mnist" or "cifar10", or the name of what stands in for it: "digits", "shapes".
+        train_images: uint8, grey (N, 28, 28), where 0 is paper and 255 is ink, or (N, 32, 32, 3).
         train_labels: (N,) int64, 0 to 9.
-        test_images: (M, 28, 28) uint8.
+        test_images: (M, ...) uint8.
         test_labels: (M,) int64, 0 to 9.
     """
 

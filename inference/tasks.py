@@ -1,8 +1,8 @@
 """Tasks: a train set with trouble in it, a small meta set that is right, and a test set.
 
-`mnist` and `mnist10` plant rare classes into the train set, `mnist10_noise` wrong labels, and
-`mnist10_noisy` both. With the digits that scikit-learn carries in place of MNIST they are the same
-experiments at the size those allow.
+`mnist` and `mnist10` plant rare classes into the train set, `mnist10_noise` and `cifar10` wrong
+labels, and `mnist10_noisy` both. With the digits that scikit-learn carries in place of MNIST, or
+drawn shapes in place of CIFAR-10, they are the same experiments at the size those allow.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bads_ppl.checks import check_classes
 from bads_ppl.data import Data, check_disjoint
 from bads_ppl.errors import InputError
+from inference.cifar import load_cifar10
 from inference.sources import ImageSplits, load_mnist
 
 
@@ -168,10 +171,74 @@ def mnist10_noisy(
     return replace(task, groups=groups, high=("rare_right", "frequent_right"))
 
 
-def mislabelled(task: Task, noise: float, seed: int) -> Task:
-    """The task with floor(noise N_t) train labels, drawn by the seed, replaced by another class.
+def cifar10(
+    *,
+    root: str,
+    source: str,
+    seed: int,
+    split: str = "test",
+    meta_per_class: int = 100,
+    per_class: int = 1000,
+    noise: float = 0.5,
+    kind: Literal["symmetric", "asymmetric"] = "symmetric",
+) -> Task:
+    """Ten classes of colour images, a share `noise` of whose train labels is wrong.
 
-    Symmetric noise: all other classes are equally likely. Meta and test labels stay right.
+    "asymmetric" noise makes truck automobile, bird airplane, deer horse, and cat and dog each
+    other, a share `noise` of each of these classes (Patrini et al., 2017).
+    """
+    splits = load_cifar10(Path(root), source).scored_on(split)
+    _check_sizes(meta_per_class, {0: per_class}, "task.data.per_class")
+    warnings: tuple[str, ...] = ()
+    if splits.name != "cifar10":
+        warnings = (
+            f"dataset is {splits.name!r}, not CIFAR-10: its numbers cannot be compared with "
+            "CIFAR-10's",
+        )
+        have = int(splits.train_labels.bincount(minlength=10).min()) - meta_per_class
+        per_class = min(per_class, max(have, 1))
+    counts = dict.fromkeys(range(10), per_class)
+    chosen = _chosen(
+        "cifar10", splits, counts, meta_per_class, seed, "task.data.per_class", "class"
+    )
+    train_index = torch.from_numpy(np.sort(np.concatenate(chosen.train)))
+    meta_index = torch.from_numpy(np.sort(np.concatenate(chosen.meta)))
+
+    def data(images: Tensor, labels: Tensor, index: Tensor, what: str) -> Data:
+        return Data(normalise_colour(images[index]), labels[index], index, name=what)
+
+    everything = torch.arange(len(splits.test_labels))
+    task = Task(
+        "cifar10",
+        splits.name,
+        data(splits.train_images, splits.train_labels, train_index, "train"),
+        data(splits.train_images, splits.train_labels, meta_index, "meta"),
+        data(splits.test_images, splits.test_labels, everything, "test"),
+        10,
+        {},
+        ("clean",),
+        1 - noise,
+        warnings=warnings,
+    )
+    task = mislabelled(task, noise, seed, ASYMMETRIC if kind == "asymmetric" else None)
+    assert task.right is not None
+    share = float(task.right.double().mean())
+    groups = {"clean": task.right, "noisy": ~task.right}
+    return replace(task, groups=groups, sparsity=min(share, 0.99))
+
+
+ASYMMETRIC = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
+"""Classes of CIFAR-10 and those that they are taken for."""
+
+
+def mislabelled(
+    task: Task, noise: float, seed: int, taken_for: dict[int, int] | None = None
+) -> Task:
+    """The task with a share `noise` of the train labels, drawn by the seed, replaced by another.
+
+    Symmetric noise, floor(noise N_t) labels, makes all other classes equally likely; with
+    `taken_for` it is floor(noise n) labels of each class that it names, which become the class it
+    names. Meta and test labels stay right.
 
     Raises:
         InputError: if `noise` is not in [0, 1).
@@ -182,11 +249,18 @@ def mislabelled(task: Task, noise: float, seed: int) -> Task:
         )
     draw = np.random.default_rng(np.random.SeedSequence([seed, 0x776C]))
     target = task.train.target.clone()
-    chosen = torch.from_numpy(draw.permutation(len(target))[: int(len(target) * noise + 1e-9)])
-    shift = torch.from_numpy(draw.integers(1, task.classes, len(chosen)))
-    target[chosen] = (target[chosen] + shift) % task.classes
-    right = torch.ones(len(target), dtype=torch.bool)
-    right[chosen] = False
+
+    def some(rows: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(draw.permutation(rows)[: int(len(rows) * noise + 1e-9)])
+
+    if taken_for is None:
+        chosen = some(np.arange(len(target)))
+        shift = torch.from_numpy(draw.integers(1, task.classes, len(chosen)))
+        target[chosen] = (target[chosen] + shift) % task.classes
+    else:
+        for true, other in taken_for.items():
+            target[some(np.flatnonzero(task.train.target.numpy() == true))] = other
+    right = target == task.train.target
     train = Data(task.train.input, target, task.train.ids, name="train")
     return replace(task, train=train, right=right)
 
@@ -204,38 +278,21 @@ def _balancing(
 ) -> Task:
     """The task that plants rare classes; selects `select` times as many points as are rare."""
     digits = sorted(counts)
-    asked = [("task.meta_per_class", meta_per_class)]
-    asked += [(knobs, n) for n in counts.values()]
-    for knob, value in asked:
-        if value < 1:
-            raise InputError(f"{knob} must be at least 1, got {value}")
+    _check_sizes(meta_per_class, counts, knobs)
     warnings: tuple[str, ...] = ()
     if splits.name != "mnist":
         warnings = (
             f"dataset is {splits.name!r}, not MNIST: its numbers cannot be compared with MNIST's",
         )
         counts = _scaled(counts, splits, meta_per_class)
-    order = np.random.default_rng(np.random.SeedSequence([seed, 0x6D6E]))
-    train_rows, meta_rows, rare = [], [], []
-    for digit in digits:
-        rows = torch.nonzero(splits.train_labels == digit).flatten().numpy()
-        needed = meta_per_class + counts[digit]
-        if needed > len(rows):
-            raise InputError(
-                f"task {name} needs {needed} train images of digit {digit} ({counts[digit]} to "
-                f"train on and {meta_per_class} for the meta set), {splits.name} has {len(rows)}: "
-                f"lower task.meta_per_class or {knobs}"
-            )
-        rows = order.permutation(rows)[:needed]
-        meta_rows.append(rows[:meta_per_class])
-        train_rows.append(rows[meta_per_class:])
-        rare.append(np.full(counts[digit], digit in rare_classes))
+    chosen = _chosen(name, splits, counts, meta_per_class, seed, knobs, "digit")
+    train_rows = np.concatenate(chosen.train)
+    rare = np.concatenate([np.full(counts[digit], digit in rare_classes) for digit in digits])
     # In the order of the source, so that neither rows nor ids tell the groups apart.
-    chosen = np.concatenate(train_rows)
-    position = np.argsort(chosen)
-    is_rare = torch.from_numpy(np.concatenate(rare)[position])
-    train_index = torch.from_numpy(chosen[position])
-    meta_index = torch.from_numpy(np.sort(np.concatenate(meta_rows)))
+    position = np.argsort(train_rows)
+    is_rare = torch.from_numpy(rare[position])
+    train_index = torch.from_numpy(train_rows[position])
+    meta_index = torch.from_numpy(np.sort(np.concatenate(chosen.meta)))
     test_index = torch.nonzero(torch.isin(splits.test_labels, torch.tensor(digits))).flatten()
     new_label = torch.full((10,), -1)
     new_label[digits] = torch.arange(len(digits))
@@ -257,6 +314,47 @@ def _balancing(
     )
 
 
+def _check_sizes(meta_per_class: int, counts: dict[int, int], knobs: str) -> None:
+    asked = [("task.meta_per_class", meta_per_class), *((knobs, n) for n in counts.values())]
+    for knob, value in asked:
+        if value < 1:
+            raise InputError(f"{knob} must be at least 1, got {value}")
+
+
+class _Chosen(NamedTuple):
+    """Rows of the source by class."""
+
+    train: list[NDArray[np.int64]]
+    meta: list[NDArray[np.int64]]
+
+
+def _chosen(
+    name: str,
+    splits: ImageSplits,
+    counts: dict[int, int],
+    meta_per_class: int,
+    seed: int,
+    knobs: str,
+    word: str,
+) -> _Chosen:
+    """Disjoint rows for the meta set and, `counts` by class, to train on; drawn by the seed."""
+    order = np.random.default_rng(np.random.SeedSequence([seed, 0x6D6E]))
+    chosen = _Chosen([], [])
+    for label in sorted(counts):
+        rows = torch.nonzero(splits.train_labels == label).flatten().numpy()
+        needed = meta_per_class + counts[label]
+        if needed > len(rows):
+            raise InputError(
+                f"task {name} needs {needed} train images of {word} {label} ({counts[label]} to "
+                f"train on and {meta_per_class} for the meta set), {splits.name} has {len(rows)}: "
+                f"lower task.meta_per_class or {knobs}"
+            )
+        rows = order.permutation(rows)[:needed]
+        chosen.meta.append(rows[:meta_per_class])
+        chosen.train.append(rows[meta_per_class:])
+    return chosen
+
+
 def _scaled(counts: dict[int, int], splits: ImageSplits, meta_per_class: int) -> dict[int, int]:
     """The same imbalance at the size that a smaller source allows, rare classes of 5 at least."""
     have = {d: int((splits.train_labels == d).sum()) - meta_per_class for d in counts}
@@ -267,3 +365,9 @@ def _scaled(counts: dict[int, int], splits: ImageSplits, meta_per_class: int) ->
 def normalise(images: Tensor) -> Tensor:
     """uint8 images (N, 28, 28) to float (N, 1, 28, 28) with MNIST's mean 0 and sd 1."""
     return ((images.float() / 255 - 0.1307) / 0.3081).unsqueeze(1)
+
+
+def normalise_colour(images: Tensor) -> Tensor:
+    """uint8 images (N, 32, 32, 3) to float (N, 3, 32, 32) with CIFAR-10's mean 0 and sd 1."""
+    mean, sd = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2470, 0.2435, 0.2616])
+    return ((images.float() / 255 - mean) / sd).permute(0, 3, 1, 2).contiguous()

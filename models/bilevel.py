@@ -127,8 +127,11 @@ def _of_batches(
         if value.requires_grad
     }
 
+    # Running statistics (batch normalisation) follow the chain's own pass alone: copies here.
+    buffers = {name: buffer.clone() for name, buffer in parts.network.named_buffers()}
+
     def losses(values: Values, batch: Batch) -> Tensor:
-        output: Any = functional_call(parts.network, values, (batch.input,))
+        output: Any = functional_call(parts.network, values | buffers, (batch.input,))
         return parts.loss(output, batch.target)
 
     def rest(values: Values) -> Tensor:

@@ -1,12 +1,14 @@
-"""LeNet5: its shape and size, and that its embedding and all its parameters are within reach."""
+"""Backbones: their shapes and sizes, and that embedding and all parameters are within reach."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from bads_ppl.errors import InputError
 from bads_ppl.program import capture_features, last_linear
 from models.lenet5 import LeNet5
+from models.resnet import ResNet
 
 
 @pytest.mark.parametrize("classes", [2, 10])
@@ -18,23 +20,58 @@ def test_lenet5_has_the_parameters_of_the_original():
     assert sum(p.numel() for p in LeNet5(10).parameters()) == 61_706
 
 
-def test_every_parameter_gets_a_gradient():
-    network = LeNet5(2)
-    network(torch.randn(8, 1, 28, 28)).square().sum().backward()
+@pytest.mark.parametrize(("depth", "count"), [(20, 269_722), (32, 464_154)])
+def test_resnets_have_the_parameters_of_the_paper(depth, count):
+    """0.27 and 0.46 million in Table 6 of He et al. (2016)."""
+    assert sum(p.numel() for p in ResNet(depth=depth).parameters()) == count
+
+
+@pytest.mark.parametrize("depth", [2, 31])
+def test_a_resnet_of_another_depth_is_refused(depth):
+    with pytest.raises(InputError, match=f"depth must be .*, got {depth}"):
+        ResNet(depth=depth)
+
+
+def test_a_shortcut_carries_what_the_convolutions_do_not():
+    network = ResNet(depth=8, width=4).eval()
+    with torch.no_grad():
+        for block in network.stages:
+            block.second_norm.weight.zero_()
+        x = network.stem(torch.randn(2, 3, 32, 32))
+        y = network.stages(x)
+    assert y.shape == (2, 16, 8, 8)
+    assert torch.equal(y[:, :4], x[:, :, ::4, ::4]) and not y[:, 4:].any()
+
+
+NETWORKS = [
+    (lambda: LeNet5(2), (1, 28, 28), 84),
+    (lambda: ResNet(2, depth=8, width=4), (3, 32, 32), 16),
+]
+every_network = pytest.mark.parametrize(
+    ("make", "shape", "width"), NETWORKS, ids=["lenet5", "resnet"]
+)
+
+
+@every_network
+def test_every_parameter_gets_a_gradient(make, shape, width):
+    network = make()
+    network(torch.randn(8, *shape)).square().sum().backward()
     assert all(p.grad is not None and bool(p.grad.any()) for p in network.parameters())
 
 
-def test_its_embedding_is_the_input_of_the_head():
-    network = LeNet5(2)
-    images = torch.randn(4, 1, 28, 28)
+@every_network
+def test_its_embedding_is_the_input_of_the_head(make, shape, width):
+    network = make()
+    images = torch.randn(4, *shape)
     assert last_linear(network) is network.head
     with capture_features(network) as kept:
         logits = network(images)
-    assert kept[0].shape == (4, 84) and not kept[0].requires_grad
+    assert kept[0].shape == (4, width) and not kept[0].requires_grad
     assert torch.equal(network.head(kept[0]), logits)
 
 
-def test_points_of_a_batch_do_not_mix():
-    network, images = LeNet5(3).eval(), torch.randn(6, 1, 28, 28)
+@every_network
+def test_points_of_a_batch_do_not_mix(make, shape, width):
+    network, images = make().eval(), torch.randn(6, *shape)
     apart = torch.cat([network(image[None]) for image in images])
     assert torch.allclose(network(images), apart, atol=1e-5)

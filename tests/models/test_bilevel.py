@@ -143,6 +143,18 @@ def test_a_weight_network_moves_by_the_hypergradient_too():
     assert w[right].min() > w[~right].max()
 
 
+def test_running_statistics_follow_the_chain_s_own_pass_alone():
+    net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))
+    made = kernel(blobs(12, 1), net=net, train_batch=12, meta_batch=10)
+    count = net[1].num_batches_tracked.item()
+    mean = net[1].running_mean.clone()
+    both = torch.cat([made.train.input, made.meta.input])
+    expected = 0.9 * mean + 0.1 * net[0](both).mean(0).detach()
+    made.potential = made.latents.backward(made.train.full(), made.meta.full())
+    assert net[1].num_batches_tracked.item() == count + 1
+    assert torch.allclose(net[1].running_mean, expected, atol=1e-6)
+
+
 def test_its_path_is_called_no_posterior():
     made = kernel(blobs(12, 1))
     made.step()
