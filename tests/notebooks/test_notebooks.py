@@ -21,7 +21,7 @@ def numbers(pattern: str, found: str) -> list[float]:
 
 def check_first_steps(found: str) -> None:
     threes, eights = numbers(r"threes (\S+), of eights (\S+)", found)
-    assert threes > 5 * eights
+    assert threes > 3 * eights
 
 
 def check_posterior_diagnostics(found: str) -> None:
