@@ -48,6 +48,7 @@ MINIBATCHES = {
     "instance": (("uniform", 20), ("uniform", 5), ("importance", 6)),
     "network": (("uniform", 20), ("uniform", 5)),
 }
+COLOUR = {("uniform", 20): "#333333", ("uniform", 5): "#0b559f", ("importance", 6): "#b11218"}
 KEY = ["weights", "minibatches", "train_batch", "eta", "site", "seed"]
 
 
@@ -128,17 +129,17 @@ def plot(table: pd.DataFrame) -> Figure:
             for (kind, size), one in part.groupby(["minibatches", "train_batch"]):
                 grouped = one.groupby("eta").sd_ratio
                 mean, low, high = grouped.mean(), grouped.min(), grouped.max()
-                line = panel.plot(mean.index, mean, marker="o", label=f"{kind}, {size} of {TRAIN}")[
-                    0
-                ]
-                panel.fill_between(mean.index, low, high, alpha=0.2, color=line.get_color(), lw=0)
+                colour = COLOUR[kind, size]
+                label = f"{kind}, {size} of {TRAIN}"
+                panel.plot(mean.index, mean, marker="o", color=colour, label=label)
+                panel.fill_between(mean.index, low, high, alpha=0.2, color=colour, lw=0)
             panel.axhline(1, color="#333333", lw=0.8)
             panel.set(xscale="log", title=f"{site}, {weights} weights")
             panel.set_xticks(ETAS, [f"{eta:g}" for eta in ETAS])
             panel.minorticks_off()
             panel.legend(frameon=False)
     figure.supxlabel("step size eta of theta")
-    figure.supylabel("standard deviation / that of NUTS: mean over the site, band over seeds")
+    figure.supylabel("sd / sd of NUTS: mean over the site, band over seeds")
     return figure
 
 
