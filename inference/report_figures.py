@@ -45,7 +45,19 @@ def score_by_arm(arms: Sequence[Arm], metric: str) -> Figure:
 def score_over_steps(arms: Sequence[Arm], metric: str) -> Figure:
     """Mean over seeds (of means over chains) by step, and the band from lowest to highest seed."""
     figure, axes = _figure(3.6 + 0.2 * len(arms))
-    for arm in reversed(arms):  # the best on top
+    draw_scores(axes, arms, metric)
+    _finish(axes, metric, axes.yaxis)
+    axes.set_xlabel("step")
+    axes.set_ylabel(f"test {metric}")
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    legend_below(figure, axes)
+    return figure
+
+
+def draw_scores(axes: Axes, arms: Sequence[Arm], metric: str) -> None:
+    """The lines and bands of `score_over_steps`, on axes of the caller's; the first arm on top."""
+    for arm in reversed(arms):
         curves = [curve for run in arm.runs if (curve := score_curve(run, metric))]
         if not curves:
             continue
@@ -68,15 +80,16 @@ def score_over_steps(arms: Sequence[Arm], metric: str) -> Figure:
             linewidth=2.4 if arm.best else 1.5,
             marker="o" if len(steps) == 1 else "",
         )
-    _finish(axes, metric, axes.yaxis)
     axes.set_xlim(left=0)
-    axes.set_xlabel("step")
-    axes.set_ylabel(f"test {metric}")
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.xaxis.set_major_formatter("{x:,.0f}")
+    _show_share(axes.yaxis, metric)
+
+
+def legend_below(figure: Figure, axes: Axes, columns: int = 1) -> None:
+    """A legend of what was drawn on the axes, the last on top, below the figure."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], frameon=False, loc="outside lower center")
-    return figure
+    figure.legend(
+        handles[::-1], labels[::-1], frameon=False, loc="outside lower center", ncols=columns
+    )
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:
@@ -96,6 +109,11 @@ def _finish(axes: Axes, metric: str, values: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=values.axis_name, color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
+    _show_share(values, metric)
+
+
+def _show_share(values: Any, metric: str) -> None:
+    """Percent on the axis of a metric that is a share."""
     if bounds(metric) is not None:
         values.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
 
