@@ -28,7 +28,7 @@ Metrics = Sequence[Mapping[str, Any]]
 HIGH = ("#0b559f", "#4a90c9", "#89bedc")
 LOW = ("#b11218", "#e2604a", "#f4a582")
 STYLES = ("solid", "dashed", "dotted", "dashdot")
-_PERCENT = FuncFormatter(lambda share, _: f"{100 * share:g} %")
+PERCENT = FuncFormatter(lambda share, _: f"{100 * share:g} %")
 INK, FAINT = "#333333", "#d9d9d9"
 
 
@@ -106,7 +106,7 @@ def weight_histogram(
     axes.set_xlim(edges[0], edges[-1])
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(_PERCENT)
+    axes.yaxis.set_major_formatter(PERCENT)
     _legend(axes, len(groups))
     return figure
 
@@ -131,7 +131,7 @@ def accuracy_over_steps(metrics: Metrics, name: str = "test.accuracy") -> Figure
                 steps, chain, color=HIGH[1], linewidth=0.8, alpha=0.6, marker="." if single else ""
             )
     axes.plot(steps, mean, color=HIGH[0], linewidth=2, marker="o" if single else "")
-    axes.yaxis.set_major_formatter(_PERCENT)
+    axes.yaxis.set_major_formatter(PERCENT)
     axes.set_xlim(left=0)
     axes.annotate(
         f"{100 * mean[-1]:.1f} %",

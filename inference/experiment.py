@@ -8,7 +8,6 @@ import logging
 import platform
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,6 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from sklearn.metrics import average_precision_score, roc_auc_score
-from torch import nn
 
 from bads_ppl import plots
 from bads_ppl.atomic import atomic_path
@@ -92,20 +90,6 @@ def run(config: DictConfig, choices: Choices) -> dict[str, Any]:
         Diverged: if a chain diverges.
         Stopped: after SIGINT or SIGTERM, with a checkpoint.
     """
-    task, setup, plan, device = prepare(config, choices)
-    folder = Path(run_dir(config, choices, setup))
-    check_folder(folder, config)
-    results = _chains(config, task, setup, plan, device, folder)
-    save_config(folder, config)
-    return _report(config, choices, task, setup, plan, results, folder)
-
-
-def prepare(config: DictConfig, choices: Choices) -> tuple[Task, Setup, Plan, torch.device]:
-    """Everything that a run needs before its first chain; fills in settings that are null.
-
-    Raises:
-        InputError: for wrong settings or data.
-    """
     check_options(config)
     for name, least in (("seed", 0), ("chains", 1)):
         if config[name] < least:
@@ -137,7 +121,11 @@ def prepare(config: DictConfig, choices: Choices) -> tuple[Task, Setup, Plan, to
         config.method.prior_scale = default_scale(setup.points)
     if config.method.temperature is None:
         config.method.temperature = default_temperature(setup.points)
-    return task, setup, plan, device
+    folder = Path(run_dir(config, choices, setup))
+    check_folder(folder, config)
+    results = _chains(config, task, setup, plan, device, folder)
+    save_config(folder, config)
+    return _report(config, choices, task, setup, plan, results, folder)
 
 
 def _model(config: DictConfig) -> Model:
@@ -217,28 +205,18 @@ def settings(config: DictConfig) -> dict[str, Any]:
     return {str(k): v for k, v in found.items() if k not in NOT_SETTINGS}
 
 
-def changed_settings(path: Path, config: DictConfig) -> dict[str, tuple[Any, Any]]:
-    """Settings of a stored config.yaml that differ from those of `config`: before and now.
-
-    Raises:
-        InputError: if the file cannot be read.
-    """
+def _check_same_settings(path: Path, config: DictConfig) -> None:
     try:
         before = _flat(settings(OmegaConf.load(path)))  # type: ignore[arg-type]
     except Exception as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} cannot be read ({reason}): the run cannot be resumed") from error
     now = _flat(settings(config))
-    return {
-        name: (before.get(name), now.get(name))
+    differ = [
+        f"{name} was {before.get(name)}, now {now.get(name)}"
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
-    }
-
-
-def _check_same_settings(path: Path, config: DictConfig) -> None:
-    changed = changed_settings(path, config)
-    differ = [f"{name} was {before}, now {now}" for name, (before, now) in changed.items()]
+    ]
     if differ:
         raise InputError(
             f"run_dir {path.parent} holds a run with other settings: {'; '.join(differ)}. Resume "
@@ -264,12 +242,18 @@ def _chains(
     folder: Path,
 ) -> list[ChainResult]:
     train, meta, test = setup.train.to(device), task.meta.to(device), task.test.to(device)
+    backbone = build(config.backbone, "backbone")
+    prior = NormalPrior(config.method.prior_scale)
     fixed = None if setup.fixed is None else setup.fixed.to(device)
     weights = MinibatchKernel.site_values if fixed is None else lambda kernel: fixed
-    make_kernel = kernel_maker(config, task, setup, plan, device)
+    sampler = make_sampler(config, task, setup, plan)
 
     def make(chain: int, generator: torch.Generator) -> tuple[MinibatchKernel, TaskMonitor]:
-        network, kernel = make_kernel(generator)
+        network = backbone(classes=task.classes).to(device)
+        parts = Parts(
+            network, setup.weights(network), setup.sparsity, cross_entropy, prior, setup.impact
+        )
+        kernel = sampler(bind(setup.model, parts), generator=generator)
         density = setup.impact.weight == setup.impact.train
         monitor = TaskMonitor(
             network, cross_entropy, train, meta, test, task.groups, weights, task.classes, density
@@ -304,24 +288,6 @@ def _chains(
         if setup.fixed is None:
             options.append(f"weights.step_size={config.weights.step_size / 4:.2g}")
         raise Diverged(f"{error} (options {' '.join(options)})") from error
-
-
-def kernel_maker(
-    config: DictConfig, task: Task, setup: Setup, plan: Plan, device: torch.device
-) -> Callable[[torch.Generator], tuple[nn.Module, MinibatchKernel]]:
-    """Builds a chain's network and kernel from its generator."""
-    backbone = build(config.backbone, "backbone")
-    prior = NormalPrior(config.method.prior_scale)
-    sampler = make_sampler(config, task, setup, plan)
-
-    def make(generator: torch.Generator) -> tuple[nn.Module, MinibatchKernel]:
-        network = backbone(classes=task.classes).to(device)
-        parts = Parts(
-            network, setup.weights(network), setup.sparsity, cross_entropy, prior, setup.impact
-        )
-        return network, sampler(bind(setup.model, parts), generator=generator)
-
-    return make
 
 
 def make_sampler(

@@ -58,7 +58,7 @@ def score_over_steps(arms: Sequence[Arm], metric: str) -> Figure:
 def draw_scores(axes: Axes, arms: Sequence[Arm], metric: str) -> None:
     """The lines and bands of `score_over_steps`, on axes of the caller's; the first arm on top."""
     for arm in reversed(arms):
-        curves = [curve for run in arm.runs if (curve := score_curve(run, metric))]
+        curves = [curve for run in arm.runs if (curve := over_steps(run, f"test.{metric}"))]
         if not curves:
             continue
         steps = sorted({step for curve in curves for step in curve})
@@ -84,11 +84,18 @@ def draw_scores(axes: Axes, arms: Sequence[Arm], metric: str) -> None:
     _show_share(axes.yaxis, metric)
 
 
-def legend_below(figure: Figure, axes: Axes, columns: int = 1) -> None:
-    """A legend of what was drawn on the axes, the last on top, below the figure."""
-    handles, labels = axes.get_legend_handles_labels()
+def legend_below(figure: Figure, *drawn: Axes, columns: int = 1) -> None:
+    """One legend, below the figure, of what was drawn on these axes; what came last is on top."""
+    found: dict[str, Any] = {}
+    for axes in drawn:
+        handles, labels = axes.get_legend_handles_labels()
+        found = dict(zip(labels[::-1], handles[::-1], strict=True)) | found
     figure.legend(
-        handles[::-1], labels[::-1], frameon=False, loc="outside lower center", ncols=columns
+        list(found.values()),
+        list(found),
+        frameon=False,
+        loc="outside lower center",
+        ncols=columns,
     )
 
 
@@ -118,11 +125,11 @@ def _show_share(values: Any, metric: str) -> None:
         values.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
 
 
-def score_curve(run: Run, metric: str) -> dict[int, float]:
-    """Mean over chains by step."""
+def over_steps(run: Run, name: str) -> dict[int, float]:
+    """An entry of the run's metrics by step: its mean over chains; empty if it has none."""
     found: dict[int, list[float]] = {}
     for row in run.metrics:
-        value = row.get(f"test.{metric}")
+        value = row.get(name)
         if isinstance(value, int | float) and math.isfinite(value):
             found.setdefault(row["step"], []).append(float(value))
     return {step: float(np.mean(values)) for step, values in found.items()}
