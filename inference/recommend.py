@@ -57,6 +57,15 @@ CANDIDATES = {
 DEFAULTS = ("steps=1000", "chains=1", "evaluate_every=20", "snapshots=0", "resume=true")
 """Options of all candidates' runs where they differ from `inference.run`; given ones come after."""
 
+OWN = (
+    *(option.partition("=")[0] for option in DEFAULTS),
+    "burn_in",
+    "thinning",
+    "run_dir",
+    "overwrite",
+)
+"""Options that are for the comparison, not for the run that is recommended."""
+
 SHARED = ("task", "seed", "split", "data", "fold", "run_dir", "resume", "overwrite")
 """Options that no candidate may have of its own, or their scores could not be compared."""
 
@@ -96,8 +105,8 @@ def named_candidates(chosen: Sequence[str], added: Sequence[str]) -> dict[str, s
             close = difflib.get_close_matches(name, CANDIDATES, 1)
             remedy = f"did you mean {close[0]}?" if close else f"there are {', '.join(CANDIDATES)}"
             raise InputError(
-                f"there is no candidate {name!r}: {remedy} Candidates of your own are given as "
-                "'name: options', such as 'strict: model=joint impact.weight=60'"
+                f"there is no candidate {name!r}: {remedy} (one of your own is given as 'name: "
+                "options', such as 'strict: model=joint impact.weight=60')"
             )
         if not re.fullmatch(r"[\w-]+", name):
             raise InputError(
@@ -122,7 +131,7 @@ def compose_run(options: Sequence[str], who: str) -> tuple[DictConfig, Choices]:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             config = compose("config", list(options), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(f"{error} {error.__cause__ or ''}".split())
         raise InputError(f"the options of {who} do not fit: {reason}") from error
     chosen = config.hydra.runtime.choices
     choices = Choices(**{name: chosen[name] for name in Choices.__dataclass_fields__})
@@ -303,8 +312,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if found.best is None:
         sys.exit(1)
     print(found.limits)
+    kept = [option for option in given.options if option.partition("=")[0] not in OWN]
     print(
-        f"Run it: python -m inference.run {shlex.join(given.options)} {candidates[found.best]}\n"
+        f"Run it: python -m inference.run {shlex.join(kept)} {candidates[found.best]}\n"
         f"Files in {root}: {JSON}, {CSV}, {PNG}"
     )
 
