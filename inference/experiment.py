@@ -8,6 +8,7 @@ import logging
 import platform
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from sklearn.metrics import average_precision_score, roc_auc_score
+from torch import Tensor
 
 from bads_ppl import plots
 from bads_ppl.atomic import atomic_path
@@ -36,6 +38,7 @@ from bads_ppl.schedules import named
 from bads_ppl.selection import Selection
 from bads_ppl.stiffness import check_stiffness
 from inference.evaluation import TaskMonitor, predictive_accuracy
+from inference.folds import held_out
 from inference.methods import Setup, method
 from inference.options import build, check_options
 from inference.tasks import Task
@@ -82,6 +85,34 @@ class Choices:
     preset: str
 
 
+@dataclass(frozen=True)
+class Experiment:
+    """A run that fits together and has not begun.
+
+    Attributes:
+        config: all settings.
+        choices: what they were chosen by.
+        task: the data, on the CPU.
+        setup: what the method does with them.
+        plan: length of the chains.
+        device: where they run.
+        folder: the run's.
+    """
+
+    config: DictConfig
+    choices: Choices
+    task: Task
+    setup: Setup
+    plan: Plan
+    device: torch.device
+    folder: Path
+
+    def weights(self, kernel: MinibatchKernel) -> Tensor:
+        """The weights (N_t,) of a chain of this experiment."""
+        fixed = self.setup.fixed
+        return kernel.site_values() if fixed is None else fixed.to(self.device)
+
+
 def run(config: DictConfig, choices: Choices) -> dict[str, Any]:
     """Run one experiment and write its folder; returns what stands in results.json.
 
@@ -90,10 +121,47 @@ def run(config: DictConfig, choices: Choices) -> dict[str, Any]:
         Diverged: if a chain diverges.
         Stopped: after SIGINT or SIGTERM, with a checkpoint.
     """
+    experiment = prepare(config, choices)
+    chains = sample(experiment)
+    return _report(experiment, chains)
+
+
+def check_settings(config: DictConfig) -> None:
+    """Refuse unknown options, and numbers below their least.
+
+    Raises:
+        InputError: naming the option.
+    """
     check_options(config)
     for name, least in (("seed", 0), ("chains", 1)):
         if config[name] < least:
             raise InputError(f"{name} must be at least {least}, got {config[name]}")
+
+
+def load_task(config: DictConfig) -> Task:
+    """The task of the settings, or a fold of its meta set.
+
+    Raises:
+        InputError: for wrong settings or data.
+    """
+    data = {"root": config.data.root, "source": config.data.source}
+    task: Task = build(config.task.data, "task.data", **data, seed=config.seed, split=config.split)
+    return task if config.fold is None else held_out(task, config.fold, config.seed)
+
+
+def prepare(config: DictConfig, choices: Choices, task: Task | None = None) -> Experiment:
+    """The experiment of a configuration, which it completes; writes nothing.
+
+    Args:
+        config: all settings.
+        choices: what they were chosen by.
+        task: the task of these settings, where it has been read before.
+
+    Raises:
+        InputError: for settings that do not fit each other or the data, or a folder that holds
+            another run.
+    """
+    check_settings(config)
     device = resolve_device(config.device)
     plan = Plan(
         config.steps,
@@ -103,8 +171,7 @@ def run(config: DictConfig, choices: Choices) -> dict[str, Any]:
         config.evaluate_every,
         checkpoint_seconds=config.checkpoint_seconds,
     )
-    data = {"root": config.data.root, "source": config.data.source}
-    task: Task = build(config.task.data, "task.data", **data, seed=config.seed, split=config.split)
+    task = load_task(config) if task is None else task
     if config.sparsity is None:
         config.sparsity = task.sparsity
     sparsity = SparsityPrior(config.sparsity, config.prior.sparsity_scale, config.prior.total)
@@ -123,9 +190,9 @@ def run(config: DictConfig, choices: Choices) -> dict[str, Any]:
         config.method.temperature = default_temperature(setup.points)
     folder = Path(run_dir(config, choices, setup))
     check_folder(folder, config)
-    results = _chains(config, task, setup, plan, device, folder)
-    save_config(folder, config)
-    return _report(config, choices, task, setup, plan, results, folder)
+    experiment = Experiment(config, choices, task, setup, plan, device, folder)
+    _check_fit(experiment)
+    return experiment
 
 
 def _model(config: DictConfig) -> Model:
@@ -144,6 +211,8 @@ def run_dir(config: DictConfig, choices: Choices, setup: Setup) -> str:
         return str(config.run_dir)
     model, weights = setup.names
     task = config.task.label + ("" if config.split == "test" else f"-{config.split}")
+    if config.fold is not None:
+        task += f"-fold{config.fold.replace('/', 'of')}"
     name = f"runs/{task}/{choices.method}/{model}-{weights}/seed{config.seed}"
     return name if choices.preset == "default" else name.replace("/seed", f"-{choices.preset}/seed")
 
@@ -233,20 +302,16 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def _chains(
-    config: DictConfig,
-    task: Task,
-    setup: Setup,
-    plan: Plan,
-    device: torch.device,
-    folder: Path,
-) -> list[ChainResult]:
+def _maker(
+    experiment: Experiment,
+) -> Callable[[int, torch.Generator], tuple[MinibatchKernel, TaskMonitor]]:
+    """What builds the kernel and the monitor of each chain."""
+    config, task, setup = experiment.config, experiment.task, experiment.setup
+    device = experiment.device
     train, meta, test = setup.train.to(device), task.meta.to(device), task.test.to(device)
     backbone = build(config.backbone, "backbone")
     prior = NormalPrior(config.method.prior_scale)
-    fixed = None if setup.fixed is None else setup.fixed.to(device)
-    weights = MinibatchKernel.site_values if fixed is None else lambda kernel: fixed
-    sampler = make_sampler(config, task, setup, plan)
+    sampler = make_sampler(config, task, setup, experiment.plan)
 
     def make(chain: int, generator: torch.Generator) -> tuple[MinibatchKernel, TaskMonitor]:
         network = backbone(classes=task.classes).to(device)
@@ -256,31 +321,57 @@ def _chains(
         kernel = sampler(bind(setup.model, parts), generator=generator)
         density = setup.impact.weight == setup.impact.train
         monitor = TaskMonitor(
-            network, cross_entropy, train, meta, test, task.groups, weights, task.classes, density
+            network,
+            cross_entropy,
+            train,
+            meta,
+            test,
+            task.groups,
+            experiment.weights,
+            task.classes,
+            density,
         )
         return kernel, monitor
 
-    # A first chain that takes no step: what does not fit shows before the folder is touched.
+    return make
+
+
+def _check_fit(experiment: Experiment) -> None:
+    """Begin a chain that takes no step: what does not fit shows before the folder is touched."""
+    task, setup, device = experiment.task, experiment.setup, experiment.device
+    train, meta = setup.train.to(device), task.meta.to(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        kernel, monitor = make(0, chain_generator(config.seed, 0, device))
-        check_network(monitor.network, cross_entropy, train, meta, test)
-        kernel.setup(plan.first, train, meta)
+        generator = chain_generator(experiment.config.seed, 0, device)
+        kernel, monitor = _maker(experiment)(0, generator)
+        check_network(monitor.network, cross_entropy, train, meta, task.test.to(device))
+        kernel.setup(experiment.plan.first, train, meta)
         check_stiffness(kernel)
-    prepare_folder(folder, config)
+
+
+def sample(experiment: Experiment) -> list[ChainResult]:
+    """Run the chains of an experiment in its folder, or as much of them as is missing.
+
+    Raises:
+        InputError: if the folder holds chains of another run.
+        Diverged: if a chain diverges.
+        Stopped: after SIGINT or SIGTERM, with a checkpoint.
+    """
+    config, setup, device = experiment.config, experiment.setup, experiment.device
+    prepare_folder(experiment.folder, config)
     try:
-        return run_chains(
-            make,
-            train,
-            meta,
-            plan=plan,
-            folder=folder,
+        chains = run_chains(
+            _maker(experiment),
+            setup.train.to(device),
+            experiment.task.meta.to(device),
+            plan=experiment.plan,
+            folder=experiment.folder,
             chains=config.chains,
             seed=config.seed,
             settings=settings(config),
             resume=config.resume,
             target=None if setup.fixed is not None else config.sparsity,
-            weights=weights,
-            size=len(task.train),
+            weights=experiment.weights,
+            size=len(experiment.task.train),
             workers=config.workers,
         )
     except Diverged as error:
@@ -288,6 +379,8 @@ def _chains(
         if setup.fixed is None:
             options.append(f"weights.step_size={config.weights.step_size / 4:.2g}")
         raise Diverged(f"{error} (options {' '.join(options)})") from error
+    save_config(experiment.folder, config)
+    return chains
 
 
 def make_sampler(
@@ -323,15 +416,9 @@ def make_sampler(
     )
 
 
-def _report(
-    config: DictConfig,
-    choices: Choices,
-    task: Task,
-    setup: Setup,
-    plan: Plan,
-    chains: list[ChainResult],
-    folder: Path,
-) -> dict[str, Any]:
+def _report(experiment: Experiment, chains: list[ChainResult]) -> dict[str, Any]:
+    config, choices, setup = experiment.config, experiment.choices, experiment.setup
+    task, plan, folder = experiment.task, experiment.plan, experiment.folder
     metrics = [row for chain in chains for row in chain.metrics]
     with atomic_path(folder / "metrics.jsonl") as path:
         path.write_text("".join(json.dumps(row) + "\n" for row in metrics))
