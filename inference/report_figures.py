@@ -84,15 +84,16 @@ def draw_scores(axes: Axes, arms: Sequence[Arm], metric: str) -> None:
     _show_share(axes.yaxis, metric)
 
 
-def legend_below(figure: Figure, *drawn: Axes, columns: int = 1) -> None:
-    """One legend, below the figure, of what was drawn on these axes; what came last is on top."""
+def legend_below(figure: Figure, *drawn: Axes, columns: int = 1, last_first: bool = True) -> None:
+    """One legend, below the figure, of all that was drawn on these axes."""
     found: dict[str, Any] = {}
     for axes in drawn:
         handles, labels = axes.get_legend_handles_labels()
-        found = dict(zip(labels[::-1], handles[::-1], strict=True)) | found
+        found |= dict(zip(labels, handles, strict=True))
+    entries = list(found.items())[:: -1 if last_first else 1]
     figure.legend(
-        list(found.values()),
-        list(found),
+        [handle for _, handle in entries],
+        [label for label, _ in entries],
         frameon=False,
         loc="outside lower center",
         ncols=columns,

@@ -20,7 +20,7 @@ from inference.reproduce.jobs import Job, Place, State
 from inference.reproduce.page import OUTCOMES, Missing, folder_of, write_index, write_target
 from inference.reproduce.queue import Interrupted, duration, last_words, run_jobs
 from inference.reproduce.targets import TARGETS, Target
-from inference.run import configuration
+from inference.run import compose_run
 from inference.sources import load_mnist
 
 DOS = ("run", "list", "draw")
@@ -225,7 +225,7 @@ def _find_data(jobs: Sequence[Job]) -> None:
     loaders = {"mnist": load_mnist, "cifar10": load_cifar10}
     for job in {job.setting.dataset: job for job in jobs}.values():
         if job.place.source != "stand-in":
-            config, _ = configuration(job.options())
+            config, _ = compose_run(job.options(), job.name)
             loaders[job.setting.dataset](Path(config.data.root), config.data.source)
 
 

@@ -13,7 +13,6 @@ from matplotlib.ticker import NullLocator
 from bads_ppl import plots
 from inference.arms import Arm
 from inference.report_figures import draw_scores, legend_below, over_steps
-from inference.reproduce.cases import Key
 from inference.reproduce.cost import PLAIN
 from inference.reproduce.results import LAST, METRIC, Costs, Results, groups
 
@@ -35,19 +34,31 @@ def curves(results: Results) -> Figure:
     return figure
 
 
-def weights(results: Results) -> Figure:
-    """Mean weight by group over steps, one pair of axes per arm."""
+def weights(results: Results, columns: int = 3) -> Figure:
+    """Mean weight by group over steps, one pair of axes per arm, `columns` in a row."""
     arms = results.arms
     figure, panels = plots.panels(
-        [_two_lines(results, key, arm) for key, arm in arms.items()] or [NOTHING],
+        _titles(results) or [NOTHING],
         "mean weight",
-        columns=min(3, max(1, len(arms))),
-        size=(4.2, 3.1),
+        columns=min(columns, max(1, len(arms))),
+        size=(3.6, 2.9),
     )
     for axes, arm in zip(panels, arms.values(), strict=False):
         _draw_weights(axes, arm)
-    legend_below(figure, *panels, columns=2)
+    legend_below(figure, *panels, columns=2, last_first=False)
     return figure
+
+
+def _titles(results: Results) -> list[str]:
+    """Of a panel per arm: the method, and below it what tells apart the panels of a method."""
+    several, turned = len(_settings(results)) > 1, any(key.variant for key in results.arms)
+    titles = []
+    for key, arm in results.arms.items():
+        variant = ", ".join(f"{name} {value}" for name, value in arm.variant.items())
+        below = [variant or "as it is"] if turned else []
+        below += [results.titles[key.setting]] if several else []
+        titles.append("\n".join([" · ".join([arm.text("method"), *arm.kind]), *below]))
+    return titles
 
 
 def _draw_weights(axes: Axes, arm: Arm) -> None:
@@ -64,11 +75,9 @@ def _draw_weights(axes: Axes, arm: Arm) -> None:
         rows += [{"chain": seed, "step": step, **values} for step, values in by_step.items()]
     if rows:
         plots.draw_weights_by_group(axes, rows, wanted)
-    axes.set_title(f"{len(arm.runs)} seeds", loc="right", fontsize="small", color=plots.INK)
-
-
-def _two_lines(results: Results, key: Key, arm: Arm) -> str:
-    return f"{arm.label}\n{results.titles[key.setting]}"
+    count = len(arm.runs)
+    note = "1 seed" if count == 1 else f"{count} seeds"
+    axes.set_title(note, loc="right", fontsize="small", color=plots.INK)
 
 
 def over_meta_sizes(results: Results) -> Figure:

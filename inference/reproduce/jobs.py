@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from bads_ppl.errors import InputError
 from inference.experiment import CONFIG, RESULTS, changed_settings
 from inference.reproduce.cases import METHODS, Case, Setting
 from inference.reproduce.cost import PLAIN, ROUNDS, STEPS, WARM_UP
-from inference.run import configuration
+from inference.run import compose_run
 
 
 class State(NamedTuple):
@@ -130,7 +129,7 @@ class RunJob:
             return State("missing")
         try:
             differ = self._differences()
-        except (InputError, HydraException) as error:
+        except InputError as error:
             return State("other settings", " ".join(str(error).split()))
         if differ:
             return State("other settings", "; ".join(differ))
@@ -141,7 +140,7 @@ class RunJob:
         return State("done" if isinstance(results, dict) else "interrupted")
 
     def _differences(self) -> list[str]:
-        config, _ = configuration(self.options())
+        config, _ = compose_run(self.options(), self.name)
         changed = changed_settings(self.folder / CONFIG, config)
         stored: Any = OmegaConf.load(self.folder / CONFIG)
         for name in ("steps", "chains"):  # which a resumed run may change; these runs may not

@@ -252,7 +252,7 @@ def _sigma(name: str, setting: Setting, note: str) -> Target:
         name,
         f"Sigma of the prior on the total weight: {setting.title}",
         _turned([setting], [sigma(value) for value in (*SIGMAS, LOOSE)]),
-        figures.weights,
+        partial(figures.weights, columns=2 + len(SIGMAS)),
         [
             claim
             for value, what, predicate in said
@@ -280,7 +280,7 @@ def _figure_10() -> Target:
         "fig10",
         "Beta, the share of the train set to select",
         _turned([BALANCING, DENOISING], [beta(value) for value, _, _ in said]),
-        figures.weights,
+        partial(figures.weights, columns=1 + len(said)),
         [
             *(
                 claim
