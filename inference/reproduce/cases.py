@@ -136,7 +136,7 @@ def cifar10(noise: float = 0.5, *, longer: bool = False) -> Setting:
         steps = {"trial": 8, "small": 10_000, "paper": 200_000}
     options = {
         size: (
-            f"task/size={'paper' if size == 'paper' else 'small'}",
+            *(("task/size=paper",) if size == "paper" else ()),
             *task,
             f"evaluate_every={max(1, count // 20)}",
             f"thinning={max(1, count // 100)}",
