@@ -62,7 +62,7 @@ PRESET = "preset=paper"
 METHODS = {
     method.name: method
     for method in (
-        Method("bads", ("method=bads",), 1.4, True),
+        Method("bads", ("method=bads",), 1.3, True),
         # The paper's model, with weights that part as far as docs/results.md found useful.
         Method("bads_joint", ("method=bads", "model=joint", "impact.weight=20"), 1.2, True),
         # All of the paper's own settings, which need its number of steps.
@@ -121,8 +121,8 @@ def mnist(meta_per_class: int = 25) -> Setting:
         },
         steps={"trial": 12, "small": 1500, "paper": 15_000},
         points=dict.fromkeys(SIZES, 5000),
-        step_ms={"trial": 8, "small": 8, "paper": 5},
-        start_s={"trial": 9, "small": 12, "paper": 30},
+        step_ms={"trial": 14, "small": 14, "paper": 5},
+        start_s={"trial": 8, "small": 9, "paper": 30},
         stand_in=("data.source=digits",),
         paper_data=("small", "paper"),
     )
@@ -150,8 +150,8 @@ def cifar10(noise: float = 0.5, *, longer: bool = False) -> Setting:
         options,
         steps,
         points={"trial": 10_000, "small": 10_000, "paper": 40_000},
-        step_ms={"trial": 45, "small": 45, "paper": 30},
-        start_s={"trial": 20, "small": 30, "paper": 60},
+        step_ms={"trial": 48, "small": 48, "paper": 30},
+        start_s={"trial": 14, "small": 30, "paper": 60},
         stand_in=("data.source=shapes",),
         # The paper's beta, and its step sizes on mean losses: here 2 eta / points.
         preset=("sparsity=0.8", "method.learning_rate=1e-4", "weights.step_size=4.8e-9"),

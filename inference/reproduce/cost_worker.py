@@ -51,7 +51,8 @@ def plain_step(experiment: Experiment) -> Step:
     )
 
     def step() -> None:
-        first, second = train.batch(train_rows.next().index), meta.batch(meta_rows.next().index)
+        first = train.view(train_rows.next().index, generator)
+        second = meta.view(meta_rows.next().index, generator)
         optimiser.zero_grad()
         output = network(join(first.input, second.input))
         cross_entropy(output, torch.cat([first.target, second.target])).mean().backward()
