@@ -143,14 +143,15 @@ def _parallel(device: str) -> int:
 def listing(size: str) -> str:
     """The targets, with how many runs each has at a size and about how long they take."""
     place, rows = Place(Path(), size), []
-    parallel = _parallel("auto")
+    parallel = 1 if size == "paper" else available_cores()
+    where = "one accelerator (a guess)" if size == "paper" else f"{parallel} cores"
     for target in TARGETS.values():
         jobs = target.jobs(place, SIZES[size].seeds, list(METHODS))
         rows.append((target.name, f"{len(jobs)} runs", _about(jobs, parallel), target.title))
     widths = [max(len(row[k]) for row in rows) for k in range(3)]
     lines = ["  ".join([*map(str.ljust, row[:3], widths), row[3]]) for row in rows]
     return "\n".join(
-        [f"targets at size={size}, with about how long they take (runs are shared):", *lines]
+        [f"targets at size={size}, with about how long each takes alone on {where}:", *lines]
     )
 
 

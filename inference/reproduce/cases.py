@@ -89,6 +89,7 @@ class Setting:
         points: N_t by size.
         step_ms: of plain training on one core (for "paper": on an accelerator), by size.
         start_s: a run's seconds beside its steps (imports, data, evaluations), by size.
+        strict: sigma of (8) in points, about as small as our step of the weights can take.
         stand_in: options that take small data which need no files in place of the real ones.
         preset: what preset=paper needs beside it on these data.
         paper_data: sizes at which data and network are the paper's, so that levels compare.
@@ -102,9 +103,15 @@ class Setting:
     points: Mapping[str, int]
     step_ms: Mapping[str, float]
     start_s: Mapping[str, float]
+    strict: float
     stand_in: tuple[str, ...]
     preset: tuple[str, ...] = ()
     paper_data: tuple[str, ...] = ("paper",)
+
+    @property
+    def data(self) -> str:
+        """The title's first part."""
+        return self.title.partition(",")[0]
 
 
 def mnist(meta_per_class: int = 25) -> Setting:
@@ -123,6 +130,7 @@ def mnist(meta_per_class: int = 25) -> Setting:
         points=dict.fromkeys(SIZES, 5000),
         step_ms={"trial": 14, "small": 14, "paper": 5},
         start_s={"trial": 8, "small": 9, "paper": 30},
+        strict=0.05,
         stand_in=("data.source=digits",),
         paper_data=("small", "paper"),
     )
@@ -152,6 +160,7 @@ def cifar10(noise: float = 0.5, *, longer: bool = False) -> Setting:
         points={"trial": 10_000, "small": 10_000, "paper": 40_000},
         step_ms={"trial": 48, "small": 48, "paper": 30},
         start_s={"trial": 14, "small": 30, "paper": 60},
+        strict=0.5,
         stand_in=("data.source=shapes",),
         # The paper's beta, and its step sizes on mean losses: here 2 eta / points.
         preset=("sparsity=0.8", "method.learning_rate=1e-4", "weights.step_size=4.8e-9"),
@@ -183,6 +192,14 @@ def sigma(value: float) -> Variant:
         return (f"prior.sparsity_scale={value * math.sqrt(setting.points[size]):.3g}",)
 
     return Variant(f"sigma{value:g}", {"sigma": f"{value:g}"}, options)
+
+
+def strict() -> Variant:
+    """Sigma of (8) about as small as our step of the weights can take."""
+    shown = {"sigma": "strict"}
+    return Variant(
+        "strict", shown, lambda setting, size: (f"prior.sparsity_scale={setting.strict:g}",)
+    )
 
 
 def beta(value: float) -> Variant:

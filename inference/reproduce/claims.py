@@ -46,8 +46,10 @@ class Claim:
     note: str = ""
 
     def judge(self, results: Results) -> Verdict:
-        """The verdict, which nobody can tell from data that are not the paper's."""
+        """The verdict, which nobody can tell from a trial, or data that are not the paper's."""
         found = self.predicate(results)
+        if results.size == "trial":
+            return Verdict("cannot tell", f"a trial; {found.numbers}")
         if results.stand_ins:
             data = ", ".join(sorted(results.stand_ins))
             return Verdict("cannot tell", f"measured on {data}, not on the paper's data")

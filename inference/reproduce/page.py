@@ -16,9 +16,9 @@ from bads_ppl.atomic import atomic_path
 from inference.arms import CONFIDENCE
 from inference.report import pages
 from inference.reproduce.cases import SIZES
-from inference.reproduce.claims import LEAST_SEEDS, Claim, Verdict
+from inference.reproduce.claims import FLAT, LEAST_SEEDS, Claim, Verdict
 from inference.reproduce.jobs import Job, Place
-from inference.reproduce.results import LAST, Results, collect, groups
+from inference.reproduce.results import Results, collect, groups
 from inference.reproduce.tables import at_the_end, by_round, by_step, cost_rows
 from inference.reproduce.targets import DIFFERS, Target
 
@@ -83,12 +83,13 @@ def write_target(
             verdicts=verdicts,
             missing=missing,
             commands={job.name: shlex.join(job.command(overwrite=False)[1:]) for job in jobs},
-            last=LAST,
             groups={
                 setting: _groups(results, setting)
                 for setting in dict.fromkeys(key.setting for key in results.arms)
             },
             costs=cost_rows(results),
+            contrast=any("contrast" in found.numbers for _, found in verdicts),
+            flat=FLAT,
             least_seeds=LEAST_SEEDS,
             confidence=CONFIDENCE,
         ),

@@ -125,6 +125,8 @@ def collect(jobs: Sequence[Job], size: str) -> Results:
         if isinstance(job, CostJob):
             results.costs[job.setting.name] = _read_costs(job)
             results.titles[job.setting.name] = job.setting.title
+            if job.place.source == "stand-in":
+                results.stand_ins |= {option.partition("=")[2] for option in job.setting.stand_in}
         elif isinstance(job, RunJob):
             run = read_run(job.folder, job.place.root, plots=False)
             if run.results is not None:
