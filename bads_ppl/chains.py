@@ -78,10 +78,15 @@ def global_seed(seed: int, chain: int) -> int:
     return int(np.random.SeedSequence([seed, chain]).generate_state(3, np.uint32)[2])
 
 
-def fingerprint(data: Data) -> str:
-    """Hash of a set's ids, targets and (some 4,096 of its) inputs: tells data sets apart."""
+def fingerprint(data: Data, inputs: int | None = 4096) -> str:
+    """Hash of a set's ids, targets and inputs in their order: tells data sets apart.
+
+    Of the inputs `inputs` evenly spaced ones count, or all where it is None.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    rows = torch.linspace(0, len(data) - 1, min(4096, len(data)), device=data.device).long()
+    rows: Tensor | slice = slice(None)
+    if inputs is not None and len(data) > inputs:
+        rows = torch.linspace(0, len(data) - 1, inputs, device=data.device).long()
     for tensor in (data.ids, data.target, *(x[rows] for x in tree_leaves(data.input))):
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
