@@ -478,7 +478,7 @@ class MinibatchKernel(MCMCKernel):
         self.adaptation.load_state_dict(part("adaptation"))
         for name, tensor in self._state_tensors():
             tensor.copy_(state[name])
-        self.steps = int(state["steps"])
+        self.steps = self.latents.steps = int(state["steps"])
 
     def _state_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The sampler's own state, by name."""
