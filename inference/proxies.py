@@ -9,7 +9,8 @@ goes on from its checkpoint.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +19,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from bads_ppl.chains import fingerprint, run_chains
+from bads_ppl.chains import CHECKPOINT, fingerprint, run_chains
 from bads_ppl.checks import check_network
 from bads_ppl.data import Data
+from bads_ppl.errors import InputError
 from bads_ppl.kernel import MinibatchKernel
 from bads_ppl.losses import cross_entropy
 from bads_ppl.monitors import ThetaMonitor
@@ -108,10 +110,10 @@ class Proxies:
             "network": dict(self.shape),
             "options": options,
             "on": on,
-            "seed": self.seed,
-            "sets": [fingerprint(one) for one in (train, meta)],
             "start": None if start is None else start.about,
         }
+        sets = [fingerprint(one, inputs=None) for one in (train, meta)]
+        whole = {**about, "seed": self.seed, "sets": sets}
         points = float(weights.sum()) + len(meta)
         scale = options["prior_scale"]
         prior = NormalPrior(default_scale(points) if scale is None else scale)
@@ -135,8 +137,8 @@ class Proxies:
             return kernel, ThetaMonitor(network, cross_entropy, train, meta, density=False)
 
         steps = options["steps"]
-        folder = self.cache / f"proxy-{name}-{content_key(about)}"
-        with locked(folder):
+        folder = self.cache / f"proxy-{name}-{content_key(whole)}"
+        with locked(folder), _with_remedy(folder):
             (chain,) = run_chains(
                 make,
                 train,
@@ -158,7 +160,7 @@ class Proxies:
             )
         network = chain.kernel.latents.networks["theta"].module.eval()
         self.spent.append(chain.seconds)
-        return Proxy(network, about)
+        return Proxy(network, whole)
 
     def table(self, name: str, compute: Callable[[Data, Tensor], Tensor], *used: Proxy) -> Tensor:
         """Values (N_t, ...) of all train points under proxies, from the cache or computed.
@@ -180,6 +182,21 @@ class Proxies:
             lambda rows: compute(train, rows.to(self.device)),
             about,
         )
+
+
+@contextmanager
+def _with_remedy(folder: Path) -> Iterator[None]:
+    """Says what to do about a proxy in the cache that is damaged or not the one it should be."""
+    there = (folder / "chain-0" / CHECKPOINT).exists()
+    try:
+        yield
+    except InputError as error:
+        if not there:
+            raise
+        raise InputError(
+            f"the proxy in {folder} cannot be used: {error}. Remove that folder to have it trained "
+            "anew"
+        ) from error
 
 
 @torch.no_grad()
