@@ -8,8 +8,9 @@ folder; weights must be safetensors, and code that comes with a model is not run
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,12 @@ def ask(
     Raises:
         InputError: if the model cannot be had or has no token for yes.
     """
-    asked = asdict(question)
-    del asked["batch"]  # of no effect on the scores
-    about = {**asked, "prompt": PROMPT, "version": _version(question.model)}
+    about = {
+        "model": _version(question.model),
+        "prompt": PROMPT,
+        "job": question.job,
+        "max_tokens": question.max_tokens,
+    }
     judge: list[Judge] = []  # loaded once there is something to score
 
     def compute(rows: Tensor) -> Tensor:
@@ -132,6 +136,10 @@ class Judge:
             AutoModelForSeq2SeqLM,
             AutoTokenizer,
         )
+        from transformers.utils import logging
+
+        if not sys.stderr.isatty():
+            logging.disable_progress_bar()
 
         try:
             config = AutoConfig.from_pretrained(name)
@@ -208,7 +216,7 @@ def _version(name: str) -> str:
         from transformers import AutoConfig
 
         try:
-            return str(AutoConfig.from_pretrained(name)._commit_hash)
+            return f"{name}@{AutoConfig.from_pretrained(name)._commit_hash}"
         except (OSError, ValueError) as error:
             raise InputError(
                 f"language model {name!r} is no folder, and its config cannot be had by that id "
