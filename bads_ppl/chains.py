@@ -13,7 +13,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -118,6 +118,7 @@ def run_chains(
     chains: int = 4,
     seed: int = 0,
     settings: dict[str, Any] | None = None,
+    facts: Mapping[str, str] | None = None,
     resume: bool = False,
     progress: bool | None = None,
     target: float | None = None,
@@ -137,6 +138,7 @@ def run_chains(
         chains: number of chains, at least 1.
         seed: with the chain's number, the source of all randomness.
         settings: JSON-able settings that a checkpoint must share to be resumed.
+        facts: what else it must share, by name: hashes of what the program depends on.
         resume: continue from checkpoints where there are any.
         progress: show a progress bar; None: when standard error is a terminal.
         target: beta, shown beside the mean weight, and against which a collapse of the weights is
@@ -157,6 +159,7 @@ def run_chains(
         raise InputError(f"seed must be 0 or more, got {seed}")
     about = {
         "settings": settings or {},
+        **(facts or {}),
         "seed": seed,
         "burn_in": plan.first,
         "thinning": plan.thinning,

@@ -335,7 +335,6 @@ def _chains(
     folder: Path,
 ) -> list[ChainResult]:
     prepare_folder(folder, config)
-    chosen_by = {} if setup.digest is None else {"scores": setup.digest}
     try:
         return run_chains(
             _maker(config, task, setup, plan, device),
@@ -345,7 +344,8 @@ def _chains(
             folder=folder,
             chains=config.chains,
             seed=config.seed,
-            settings=settings(config) | chosen_by,
+            settings=settings(config),
+            facts=None if setup.digest is None else {"scores": setup.digest},
             resume=config.resume,
             target=config.sparsity if setup.latent else None,
             weights=_weights(setup, device),

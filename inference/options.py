@@ -148,7 +148,9 @@ def check_options(config: DictConfig) -> None:
 def unknown_option(option: str, name: str, known: list[str]) -> str:
     """What to say of an option whose last part, `name`, is none of those `known`."""
     close = difflib.get_close_matches(name, known, 1)
-    remedy = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known))}"
+    remedy = (
+        f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known)) or 'none'}"
+    )
     return f"there is no option {option}: {remedy}"
 
 
