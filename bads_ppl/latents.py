@@ -55,6 +55,7 @@ class Latents:
     terms: dict[str, Tensor] = field(default_factory=dict)
     temperature: Mapping[str, float] = field(default_factory=dict)
     steps: int = 0
+    changes: bool = False  # the program asks for the number of steps
 
     @classmethod
     def find(cls, program: Program, train: Batch, meta: Batch) -> Latents:
@@ -106,8 +107,12 @@ class Latents:
 
     @property
     def has_density(self) -> bool:
-        """Whether the drift is the gradient of a density: companion networks make it another."""
-        return all(network.companion is None for network in self.networks.values())
+        """Whether the drift is the gradient of one density.
+
+        Companion networks make it another, and so does a program that changes with the steps.
+        """
+        companions = any(network.companion is not None for network in self.networks.values())
+        return not (companions or self.changes)
 
     def potential(self, train: Batch, meta: Batch) -> Tensor:
         """Minibatch estimate () of the potential, with its graph; terms are kept in `terms`.

@@ -153,7 +153,8 @@ def _running_mean(value: Tensor, window: int, kind: str) -> Tensor:
 def steps_taken() -> int:
     """The number of steps that the kernel has taken; 0 under stateless handlers.
 
-    It is part of a chain's checkpoint, as the kernel's own count is.
+    It is part of a chain's checkpoint, as the kernel's own count is. A program that asks for it
+    changes as it runs and has no single density: its draws are called an optimisation path.
     """
     return _steps_taken(name="steps_taken")
 

@@ -140,6 +140,9 @@ class Find(Messenger):
         total = memory.sum(dtype=dtype)
         self.latents.sums[msg["name"]] = PlateSum(total, None, memory)
 
+    def _pyro_steps_taken(self, msg: Any) -> None:
+        self.latents.changes = True
+
     def _pyro_running_mean(self, msg: Any) -> None:
         value, window, kind = msg["args"]
         size = window if kind == "simple" else 1

@@ -285,7 +285,7 @@ def _maker(
         if setup.learner is not None:
             parts.learner = setup.learner()
         kernel = sampler(bind(setup.model, parts), generator=generator)
-        density = setup.membership is None and setup.impact.weight == setup.impact.train
+        density = setup.impact.weight == setup.impact.train
         monitor = TaskMonitor(
             network,
             cross_entropy,
@@ -413,7 +413,7 @@ def _report(
     group = np.full(len(task.train), "", dtype=object)
     for name, mask in task.groups.items():
         group[mask.numpy()] = name
-    found = _evidence(setup, chains)
+    found = "fixed" if setup.fixed is not None else evidence(chains, setup.impact)
     scores = setup.scores if setup.membership is None else mean_scores(chains)
     chosen_by = {} if scores is None else {"score": scores.numpy()}
     draws = [chain.draws for chain in chains]
@@ -495,13 +495,6 @@ def _report(
     with atomic_path(folder / RESULTS) as path:
         path.write_text(json.dumps(results, indent=2) + "\n")
     return results
-
-
-def _evidence(setup: Setup, chains: list[ChainResult]) -> str:
-    """What the draws may be called: of weights that follow from scores never a posterior."""
-    if setup.fixed is not None:
-        return "fixed"
-    return "optimisation path" if setup.membership else evidence(chains, setup.impact)
 
 
 def right_labels(

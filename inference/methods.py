@@ -28,7 +28,7 @@ from bads_ppl.program import Impact, Model, last_linear
 from bads_ppl.weights import FixedWeights, InstanceWeights, WeightNetwork, Weights
 from inference import askllm as language
 from inference.options import check_arguments
-from inference.proxies import On, Proxies, embeddings, losses
+from inference.proxies import On, Proxies, Proxy, embeddings, losses
 from inference.scores import Points, load_scores
 from inference.similarity import Embedded, likeness
 from inference.tasks import Task
@@ -216,7 +216,8 @@ def cds(
         return given.proxies.table("cds", gain, before, after)
 
     share = Share(given.sparsity.sparsity, half_life)
-    return _scored(task, scores, partial(_selective, task, given, share, super_batch))
+    build = partial(_selective, task, given, share, super_batch)
+    return _scored(task, given, "cds", scores, build)
 
 
 def rho_loss(task: Task, given: Given, *, super_batch: int = 250) -> Setup:
@@ -227,11 +228,11 @@ def rho_loss(task: Task, given: Given, *, super_batch: int = 250) -> Setup:
 
     def scores() -> Tensor:
         proxy = given.proxies.trained("meta")
-        return -given.proxies.table("irreducible", partial(losses, proxy), proxy)
+        return given.proxies.table("rho_loss", partial(_without, proxy), proxy)
 
     share = Share(given.sparsity.sparsity)
     build = partial(_selective, task, given, share, super_batch, loss_of="theta")
-    return _scored(task, scores, build)
+    return _scored(task, given, "rho_loss", scores, build)
 
 
 def classact(
@@ -246,11 +247,11 @@ def classact(
 
     def scores() -> Tensor:
         reference = given.proxies.trained("meta")
-        return -given.proxies.table("reference", partial(losses, reference), reference)
+        return given.proxies.table("classact", partial(_without, reference), reference)
 
     share = Share(given.sparsity.sparsity)
     build = partial(_selective, task, given, share, super_batch, "learner", temperature)
-    return _scored(task, scores, build)
+    return _scored(task, given, "classact", scores, build)
 
 
 def rds(
@@ -283,9 +284,11 @@ def rds(
         parts = [embeddings(proxy, meta, batch.index).cpu() for batch in meta.batches()]
         labels = (task.train.target, task.meta.target) if label else (None, None)
         ours, theirs = Embedded(train, labels[0]), Embedded(torch.cat(parts), labels[1])
-        return likeness(ours, theirs, combine=combine)
+        found = likeness(ours, theirs, combine=combine)
+        rule = {"combine": combine, "label": label}
+        return given.proxies.table("rds", lambda data, rows: found[rows.cpu()], proxy, rule=rule)
 
-    return _scored(task, scores, partial(_top, task, given))
+    return _scored(task, given, "rds", scores, partial(_top, task, given))
 
 
 def askllm(
@@ -320,13 +323,18 @@ def askllm(
             "not: on images take cds, rho_loss, classact or rds"
         )
 
-    def scores() -> Tensor:
-        if given.proxies.scores is not None:
-            return load_scores(given.proxies.scores, Points.of_texts(texts))
-        asked = language.Question(model, job, batch, max_tokens)
-        return language.ask(texts, asked, cache=given.proxies.cache, device=given.proxies.device)
+    question = language.Question(model, job, batch, max_tokens)
+    proxies, points = given.proxies, Points.of_texts(texts)
 
-    return _scored(task, scores, partial(_top, task, given))
+    def scores() -> Tensor:
+        return language.ask(texts, question, cache=proxies.cache, device=proxies.device)
+
+    return _scored(task, given, "askllm", scores, partial(_top, task, given), points)
+
+
+def _without(proxy: Proxy, data: Data, rows: Tensor) -> Tensor:
+    """Minus the losses (B,) that a proxy has left on rows."""
+    return -losses(proxy, data, rows)
 
 
 def _selective(
@@ -370,10 +378,26 @@ def _top(task: Task, given: Given, *, scores: Tensor) -> Setup:
     return replace(_chosen(task, choose(scores, count)), scores=scores)
 
 
-def _scored(task: Task, scores: Callable[[], Tensor], build: Callable[..., Setup]) -> Setup:
-    """The setup with equal scores, which knows how to make the one with its scores."""
-    equal = build(scores=torch.zeros(len(task.train)))
-    return replace(equal, prepare=lambda: build(scores=scores()))
+def _scored(
+    task: Task,
+    given: Given,
+    name: str,
+    scores: Callable[[], Tensor],
+    build: Callable[..., Setup],
+    points: Points | None = None,
+) -> Setup:
+    """The setup with equal scores, which knows how to make the one with its scores.
+
+    They are those of the table that the user named, or else the method's own.
+    """
+
+    def prepare() -> Setup:
+        path = given.proxies.scores
+        if path is None:
+            return build(scores=scores())
+        return build(scores=load_scores(path, name, points or Points.of(task.train)))
+
+    return replace(build(scores=torch.zeros(len(task.train))), prepare=prepare)
 
 
 def _chosen(task: Task, rows: Tensor) -> Setup:

@@ -32,7 +32,7 @@ from bads_ppl.program import Parts, bind, capture_features
 from bads_ppl.sgld import SGLD
 from bads_ppl.weights import FixedWeights
 from inference.options import ProxyOptions
-from inference.scores import Points, content_key, load_scores, locked, score_table
+from inference.scores import Points, content_key, locked, score_table
 from inference.tasks import Task
 from models.joint import joint
 
@@ -162,23 +162,31 @@ class Proxies:
         self.spent.append(chain.seconds)
         return Proxy(network, whole)
 
-    def table(self, name: str, compute: Callable[[Data, Tensor], Tensor], *used: Proxy) -> Tensor:
+    def table(
+        self,
+        name: str,
+        compute: Callable[[Data, Tensor], Tensor],
+        *used: Proxy,
+        rule: Mapping[str, Any] | None = None,
+    ) -> Tensor:
         """Values (N_t, ...) of all train points under proxies, from the cache or computed.
 
         Args:
             name: what they are.
             compute: from the train set, on the device, and rows (B,) to their values.
             used: the proxies that the values depend on.
+            rule: JSON-able: what else they depend on, beside the meta set.
         """
-        points = Points.of(self.task.train)
-        if self.scores is not None:
-            return load_scores(self.scores, points)
-        train, _ = self._sets
-        about = {"proxies": [proxy.about for proxy in used]}
+        train, meta = self._sets
+        about = {
+            "proxies": [proxy.about for proxy in used],
+            "meta": fingerprint(meta, inputs=None),
+            "rule": dict(rule or {}),
+        }
         return score_table(
             self.cache,
             name,
-            points,
+            Points.of(self.task.train),
             lambda rows: compute(train, rows.to(self.device)),
             about,
         )

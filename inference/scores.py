@@ -107,21 +107,26 @@ def score_table(
             tensors = {"ids": points.ids, "values": values}
             save_checkpoint(path, tensors, whole, format=FORMAT)
             shutil.rmtree(path.with_suffix(".parts"))
-    return load_scores(path, points)
+    return load_scores(path, name, points)
 
 
-def load_scores(path: Path, points: Points) -> Tensor:
-    """Values (N, ...) of a table, in the order of the points.
+def load_scores(path: Path, name: str, points: Points) -> Tensor:
+    """Values (N, ...) of a table that is called `name`, in the order of the points.
 
     Raises:
-        InputError: if there is no such table, it is damaged, or it is about other points or the
-            same ones in another order.
+        InputError: if there is no such table, it is damaged, holds something else, or is about
+            other points or the same ones in another order.
     """
     if not path.exists():
         raise InputError(f"there is no score table {path}: name one that a run left in its cache")
     tensors, about = load_checkpoint(
         path, format=FORMAT, remedy="remove it to have the points scored again"
     )
+    if about["name"] != name:
+        raise InputError(
+            f"score table {path} holds scores of {about['name']}, expected those of {name}: name a "
+            "table that the same method made"
+        )
     ids = tensors["ids"]
     if about["points"] != points.content:
         where = f"score table {path} is of another data set"

@@ -279,6 +279,20 @@ def test_a_table_of_texts_in_another_order_is_refused(tmp_path):
         method("askllm")(task(), context).prepared()
 
 
+def test_a_table_that_is_named_takes_the_place_of_proxies(tmp_path):
+    of = noisy_task()
+    found = method("rds")(of, given(of, sparsity=0.4, cache=tmp_path)).prepared()
+    (path,) = tmp_path.glob("rds-*.safetensors")
+    context = given(of, sparsity=0.4, cache=tmp_path / "other", scores=path)
+    again = method("rds")(of, context).prepared()
+    assert torch.equal(again.fixed, found.fixed) and not (tmp_path / "other").exists()
+    with pytest.raises(InputError, match="holds scores of rds, expected those of rho_loss"):
+        method("rho_loss")(of, context).prepared()
+    flipped = replace(of, train=of.train.subset(torch.arange(400).flip(0)))
+    with pytest.raises(InputError, match="the points in another order"):
+        method("rds")(flipped, context).prepared()
+
+
 def test_an_unknown_method_is_refused_with_the_names_there_are():
     with pytest.raises(InputError) as refused:
         method("bda")

@@ -18,7 +18,6 @@ from bads_ppl.losses import cross_entropy
 from inference import proxies as module
 from inference.options import ProxyOptions
 from inference.proxies import Proxies, Proxy, embeddings, losses
-from inference.scores import Points
 from inference.tasks import Task
 
 TRAIN, META = 60, 8
@@ -190,24 +189,12 @@ def test_tables_hold_losses_and_embeddings_under_the_proxy(tmp_path):
     with pytest.raises(AssertionError):  # of another proxy it is another table
         there.table("loss", refuse, there.trained("meta"))
     assert torch.equal(there.table("loss", refuse, proxy), found)
+    with pytest.raises(AssertionError):
+        there.table("loss", refuse, proxy, rule={"k": 1})
+    other = replace(there.task, meta=there.task.meta.subset(torch.arange(META - 1)))
+    with pytest.raises(AssertionError):
+        replace(there, task=other).table("loss", refuse, proxy)
 
 
 def refuse(data: Data, rows: torch.Tensor) -> torch.Tensor:
     raise AssertionError("these are to be found in the cache")
-
-
-def test_a_table_that_is_named_takes_the_place_of_the_cache_if_it_fits(tmp_path):
-    there = made(tmp_path)
-    proxy = there.trained("meta")
-    values = there.table("loss", lambda data, rows: losses(proxy, data, rows), proxy)
-    (path,) = tmp_path.glob("loss-*.safetensors")
-    given = made(tmp_path / "other", scores=path)
-    assert torch.equal(given.table("loss", refuse), values)
-    order = torch.arange(TRAIN).flip(0)
-    with pytest.raises(InputError, match="the points in another order"):
-        replace(given, task=replace(task(), train=task().train.subset(order), groups={})).table(
-            "loss", refuse
-        )
-    with pytest.raises(InputError, match="of another data set"):
-        replace(given, task=task(flip=False)).table("loss", refuse)
-    assert Points.of(task().train).content == Points.of(there.task.train).content

@@ -46,7 +46,9 @@ def test_a_table_is_computed_in_chunks_once_and_read_from_then_on(tmp_path):
     assert seen == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert found.tolist() == [2.0 * row for row in range(10)]
     again = score_table(tmp_path, "loss", points, refuse, {"a": 1}, chunk=3)
-    assert torch.equal(again, found) and torch.equal(load_scores(table(tmp_path), points), found)
+    assert torch.equal(again, found) and torch.equal(
+        load_scores(table(tmp_path), "loss", points), found
+    )
     assert not list(tmp_path.glob("*.parts"))
 
 
@@ -132,17 +134,21 @@ def test_a_pass_that_was_killed_goes_on_with_the_chunks_that_are_missing(how, tm
 def test_scores_of_another_set_or_order_are_refused(other, message, tmp_path):
     score_table(tmp_path, "loss", Points.of(data()), double, {})
     with pytest.raises(InputError, match=message):
-        load_scores(table(tmp_path), Points.of(other))
+        load_scores(table(tmp_path), "loss", Points.of(other))
 
 
 def test_texts_are_told_apart_by_content_and_order(tmp_path):
     points = Points.of_texts(["a", "b", "c"])
     score_table(tmp_path, "yes", points, double, {})
-    assert load_scores(table(tmp_path), Points.of_texts(["a", "b", "c"])).tolist() == [0, 2, 4]
+    assert load_scores(table(tmp_path), "yes", Points.of_texts(["a", "b", "c"])).tolist() == [
+        0,
+        2,
+        4,
+    ]
     with pytest.raises(InputError, match="another order"):
-        load_scores(table(tmp_path), Points.of_texts(["b", "a", "c"]))
+        load_scores(table(tmp_path), "yes", Points.of_texts(["b", "a", "c"]))
     with pytest.raises(InputError, match="another data set"):
-        load_scores(table(tmp_path), Points.of_texts(["a", "b", "d"]))
+        load_scores(table(tmp_path), "yes", Points.of_texts(["a", "b", "d"]))
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xff" * 200])
@@ -165,10 +171,17 @@ def test_a_missing_table_and_a_file_of_another_kind_are_refused(tmp_path):
     from bads_ppl.checkpoint import save_checkpoint
 
     with pytest.raises(InputError, match="there is no score table"):
-        load_scores(tmp_path / "none", Points.of(data()))
+        load_scores(tmp_path / "none", "loss", Points.of(data()))
     save_checkpoint(tmp_path / "c.safetensors", {"ids": torch.zeros(1)}, {})
     with pytest.raises(InputError, match="not a bads-ppl score table"):
-        load_scores(tmp_path / "c.safetensors", Points.of(data()))
+        load_scores(tmp_path / "c.safetensors", "loss", Points.of(data()))
+
+
+def test_a_table_of_something_else_is_refused(tmp_path):
+    points = Points.of(data())
+    score_table(tmp_path, "loss", points, double, {})
+    with pytest.raises(InputError, match="holds scores of loss, expected those of gain"):
+        load_scores(table(tmp_path), "gain", points)
 
 
 @pytest.mark.parametrize(

@@ -253,6 +253,24 @@ def test_wrong_settings_are_refused(make, message):
         make()
 
 
+def test_its_path_is_called_no_posterior_at_any_temperature():
+    made = SGLD(
+        bind(partial(selective, scores=SCORES, share=Share(0.5)), parts()),
+        step_size=0.01,
+        generator=torch.Generator().manual_seed(0),
+    )
+    made.setup(0, *two_sets())
+    made.step()
+    assert made.evidence == "optimisation path" and not made.latents.has_density
+    like = SGLD(
+        bind(joint, Parts(network(), FixedWeights(torch.ones(SIZE)))),
+        step_size=0.01,
+        generator=torch.Generator(),
+    )
+    like.setup(0, *two_sets())
+    assert like.evidence == "calibrated"
+
+
 def test_it_keeps_no_state_between_calls():
     train, meta = two_sets()
     program = bind(partial(selective, scores=SCORES, share=Share(0.5), loss_of="theta"), parts())
