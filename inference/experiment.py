@@ -8,6 +8,7 @@ import logging
 import platform
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from sklearn.metrics import average_precision_score, roc_auc_score
+from torch import Tensor
 
 from bads_ppl import plots
 from bads_ppl.atomic import atomic_path
@@ -32,13 +34,15 @@ from bads_ppl.plan import Plan
 from bads_ppl.posterior import save, to_arviz
 from bads_ppl.priors import NormalPrior, SparsityPrior, default_scale, default_temperature
 from bads_ppl.program import Impact, Model, Parts, bind
-from bads_ppl.schedules import named
+from bads_ppl.schedules import Rescaled, named
 from bads_ppl.selection import Selection
 from bads_ppl.stiffness import check_stiffness
-from inference.evaluation import TaskMonitor, predictive_accuracy
-from inference.methods import Setup, method
-from inference.options import build, check_options
+from inference.evaluation import TaskMonitor, mean_scores, predictive_accuracy
+from inference.methods import Given, Setup, method
+from inference.options import ProxyOptions, build, check_options
+from inference.proxies import Proxies
 from inference.tasks import Task
+from models.selective import LEARNER
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +56,7 @@ NOT_SETTINGS = (
     "chains",
     "device",
     "data",
+    "cache",
     "checkpoint_seconds",
     "workers",
 )
@@ -108,24 +113,52 @@ def run(config: DictConfig, choices: Choices) -> dict[str, Any]:
     if config.sparsity is None:
         config.sparsity = task.sparsity
     sparsity = SparsityPrior(config.sparsity, config.prior.sparsity_scale, config.prior.total)
-    setup = method(choices.method)(
-        task,
+    proxies = make_proxies(config, task, device)
+    given = Given(
         model=_model(config),
         weights=build(config.weights.build, "weights.build", classes=task.classes),
         sparsity=sparsity,
         impact=Impact(**config.impact),
         names=(choices.model, choices.weights),
         seed=config.seed,
+        proxies=proxies,
     )
+    setup = method(choices.method, config.method.rule)(task, given)
     if config.method.prior_scale is None:
         config.method.prior_scale = default_scale(setup.points)
     if config.method.temperature is None:
         config.method.temperature = default_temperature(setup.points)
     folder = Path(run_dir(config, choices, setup))
     check_folder(folder, config)
+    _check_fit(config, task, setup, plan, device)
+    setup = setup.prepared()
     results = _chains(config, task, setup, plan, device, folder)
     save_config(folder, config)
-    return _report(config, choices, task, setup, plan, results, folder)
+    return _report(config, choices, task, setup, plan, results, folder, sum(proxies.spent))
+
+
+def make_proxies(config: DictConfig, task: Task, device: torch.device) -> Proxies:
+    """What trains the proxies of a method and scores the task's points; does nothing yet.
+
+    Raises:
+        InputError: if their backbone has no such options.
+    """
+    given: Any = OmegaConf.to_container(config.method, resolve=True)
+    options = ProxyOptions(**(given["proxy"] or {}))
+    shape: Any = OmegaConf.to_container(config.backbone, resolve=True)
+    shape |= options.backbone or {}
+    backbone = build(OmegaConf.create(shape), "method.proxy.backbone")
+    return Proxies(
+        task,
+        lambda: backbone(classes=task.classes).to(device),
+        shape,
+        options,
+        Path(config.cache),
+        device,
+        config.seed,
+        None if config.method.scores is None else Path(config.method.scores),
+        config.checkpoint_seconds,
+    )
 
 
 def _model(config: DictConfig) -> Model:
@@ -233,6 +266,66 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
+def _maker(
+    config: DictConfig, task: Task, setup: Setup, plan: Plan, device: torch.device
+) -> Callable[[int, torch.Generator], tuple[MinibatchKernel, TaskMonitor]]:
+    """What builds the kernel and the monitor of each chain."""
+    train, meta, test = setup.train.to(device), task.meta.to(device), task.test.to(device)
+    backbone = build(config.backbone, "backbone")
+    prior = NormalPrior(config.method.prior_scale)
+    weights = _weights(setup, device)
+    scores = None if setup.membership is None else setup.membership.scores
+    sampler = make_sampler(config, task, setup, plan)
+
+    def make(chain: int, generator: torch.Generator) -> tuple[MinibatchKernel, TaskMonitor]:
+        network = backbone(classes=task.classes).to(device)
+        parts = Parts(
+            network, setup.weights(network), setup.sparsity, cross_entropy, prior, setup.impact
+        )
+        if setup.learner is not None:
+            parts.learner = setup.learner()
+        kernel = sampler(bind(setup.model, parts), generator=generator)
+        density = setup.impact.weight == setup.impact.train
+        monitor = TaskMonitor(
+            network,
+            cross_entropy,
+            train,
+            meta,
+            test,
+            task.groups,
+            weights,
+            task.classes,
+            density,
+            scores,
+        )
+        return kernel, monitor
+
+    return make
+
+
+def _weights(setup: Setup, device: torch.device) -> Callable[[MinibatchKernel], Tensor]:
+    """The weights (N_t,) of all points of the task, given a chain's kernel."""
+    if setup.membership is not None:
+        return setup.membership
+    if setup.fixed is None:
+        return MinibatchKernel.site_values
+    fixed = setup.fixed.to(device)
+    return lambda kernel: fixed
+
+
+def _check_fit(
+    config: DictConfig, task: Task, setup: Setup, plan: Plan, device: torch.device
+) -> None:
+    """Begin a chain that takes no step: what does not fit shows before the folder is touched."""
+    train, meta = setup.train.to(device), task.meta.to(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        generator = chain_generator(config.seed, 0, device)
+        kernel, monitor = _maker(config, task, setup, plan, device)(0, generator)
+        check_network(monitor.network, cross_entropy, train, meta, task.test.to(device))
+        kernel.setup(plan.first, train, meta)
+        check_stiffness(kernel)
+
+
 def _chains(
     config: DictConfig,
     task: Task,
@@ -241,51 +334,27 @@ def _chains(
     device: torch.device,
     folder: Path,
 ) -> list[ChainResult]:
-    train, meta, test = setup.train.to(device), task.meta.to(device), task.test.to(device)
-    backbone = build(config.backbone, "backbone")
-    prior = NormalPrior(config.method.prior_scale)
-    fixed = None if setup.fixed is None else setup.fixed.to(device)
-    weights = MinibatchKernel.site_values if fixed is None else lambda kernel: fixed
-    sampler = make_sampler(config, task, setup, plan)
-
-    def make(chain: int, generator: torch.Generator) -> tuple[MinibatchKernel, TaskMonitor]:
-        network = backbone(classes=task.classes).to(device)
-        parts = Parts(
-            network, setup.weights(network), setup.sparsity, cross_entropy, prior, setup.impact
-        )
-        kernel = sampler(bind(setup.model, parts), generator=generator)
-        density = setup.impact.weight == setup.impact.train
-        monitor = TaskMonitor(
-            network, cross_entropy, train, meta, test, task.groups, weights, task.classes, density
-        )
-        return kernel, monitor
-
-    # A first chain that takes no step: what does not fit shows before the folder is touched.
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        kernel, monitor = make(0, chain_generator(config.seed, 0, device))
-        check_network(monitor.network, cross_entropy, train, meta, test)
-        kernel.setup(plan.first, train, meta)
-        check_stiffness(kernel)
     prepare_folder(folder, config)
     try:
         return run_chains(
-            make,
-            train,
-            meta,
+            _maker(config, task, setup, plan, device),
+            setup.train.to(device),
+            task.meta.to(device),
             plan=plan,
             folder=folder,
             chains=config.chains,
             seed=config.seed,
             settings=settings(config),
+            facts=None if setup.digest is None else {"scores": setup.digest},
             resume=config.resume,
-            target=None if setup.fixed is not None else config.sparsity,
-            weights=weights,
+            target=config.sparsity if setup.latent else None,
+            weights=_weights(setup, device),
             size=len(task.train),
             workers=config.workers,
         )
     except Diverged as error:
         options = [f"method.learning_rate={config.method.learning_rate / 4:.2g}"]
-        if setup.fixed is None:
+        if setup.latent:
             options.append(f"weights.step_size={config.weights.step_size / 4:.2g}")
         raise Diverged(f"{error} (options {' '.join(options)})") from error
 
@@ -297,12 +366,15 @@ def make_sampler(
 
     theta: eta = 2 learning_rate / points is plain SGD with that learning rate on the mean loss.
     """
-    step_size = {"theta": 2 * config.method.learning_rate / setup.points}
-    temperature = {"theta": config.method.temperature}
-    clip = {"theta": config.method.clip}
+    networks = ["theta"] if setup.learner is None else ["theta", LEARNER]
+    step_size = dict.fromkeys(networks, 2 * config.method.learning_rate / setup.points)
+    temperature = dict.fromkeys(networks, config.method.temperature)
+    clip = dict.fromkeys(networks, config.method.clip)
     sampler: partial[MinibatchKernel] = build(config.sampler, "sampler")
     minibatches, train_batch = "uniform", config.sampler.train_batch
-    if setup.fixed is None:
+    if train_batch is None:
+        train_batch = setup.train_batch
+    if setup.latent:
         step_size[config.weights.group] = config.weights.step_size
         temperature[config.weights.group] = 0 if setup.optimises else config.weights.temperature
         clip[config.weights.group] = config.weights.clip
@@ -315,7 +387,8 @@ def make_sampler(
         sampler,
         train_batch=train_batch,
         step_size={
-            group: named(config.schedule, eta, plan.first) for group, eta in step_size.items()
+            group: Rescaled(named(config.schedule, eta, plan.first), setup.step_factor)
+            for group, eta in step_size.items()
         },
         temperature=temperature,
         clip=clip,
@@ -331,6 +404,7 @@ def _report(
     plan: Plan,
     chains: list[ChainResult],
     folder: Path,
+    proxy_seconds: float,
 ) -> dict[str, Any]:
     metrics = [row for chain in chains for row in chain.metrics]
     with atomic_path(folder / "metrics.jsonl") as path:
@@ -340,18 +414,20 @@ def _report(
     for name, mask in task.groups.items():
         group[mask.numpy()] = name
     found = "fixed" if setup.fixed is not None else evidence(chains, setup.impact)
+    scores = setup.scores if setup.membership is None else mean_scores(chains)
+    chosen_by = {} if scores is None else {"score": scores.numpy()}
     draws = [chain.draws for chain in chains]
     diagnostics = diagnose(
         draws,
         evidence=found,
-        target=None if setup.fixed is not None else config.sparsity,
+        target=config.sparsity if setup.latent else None,
         ids=task.train.ids.numpy(),
     )
     selection = Selection.from_draws(
         task.train.ids.numpy(),
         [chain.draws.w for chain in chains],
         evidence=found,
-        columns={"group": group, "label": label, **diagnostics.columns()},
+        columns={"group": group, "label": label, **chosen_by, **diagnostics.columns()},
     )
     selection.to_parquet(folder / "weights.parquet")
     model, weights = setup.names
@@ -404,11 +480,12 @@ def _report(
             }
             for name, mask in task.groups.items()
         },
-        **right_labels(task, setup, selection),
+        **right_labels(task, setup, selection, scores),
         "diagnostics": diagnostics.to_dict(),
         "acceptance": mean_acceptance(metrics, plan.first),
         "cost": {
             "seconds": seconds,
+            "proxy_seconds": proxy_seconds,
             "ms_per_step": 1000 * seconds / steps,
             "peak_memory_mib": peak_memory_mib(chains[0].kernel.train.device),
         },
@@ -420,19 +497,25 @@ def _report(
     return results
 
 
-def right_labels(task: Task, setup: Setup, selection: Selection) -> dict[str, Any]:
+def right_labels(
+    task: Task, setup: Setup, selection: Selection, scores: Tensor | None
+) -> dict[str, Any]:
     """How well mean w tells right labels from wrong ones, where both are known to occur.
 
+    Of methods that select by scores, whose w is 0 or 1, it is the mean score over draws that tells.
     "auc" is the area under the ROC curve (0.5: not at all), "average_precision" that under the
     curve of precision over recall (the share of right labels: not at all).
     """
-    if task.right is None or bool(task.right.all()) or setup.fixed is not None:
+    if task.right is None or bool(task.right.all()):
+        return {}
+    if scores is None and not setup.latent:
         return {}
     right = task.right.numpy()
+    value = selection.mean if scores is None else scores.numpy()
     return {
         "right": {
-            "auc": float(roc_auc_score(right, selection.mean)),
-            "average_precision": float(average_precision_score(right, selection.mean)),
+            "auc": float(roc_auc_score(right, value)),
+            "average_precision": float(average_precision_score(right, value)),
         }
     }
 

@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from bads_ppl.checkpoint import load_checkpoint
+from inference.methods import METHODS
 from inference.run import CONFIGS
 
 LONG = (
@@ -117,7 +118,7 @@ def test_help_explains_every_knob(call):
     assert outcome.code == 0
     for name in configuration():
         assert name in outcome.out, name
-    for choice in ("mnist10", "random_select", "joint", "network", "paper", "custom"):
+    for choice in ("mnist10", "joint", "network", "paper", "custom", *METHODS):
         assert choice in outcome.out
     assert "more: closer to the posterior, longer" in outcome.out and "Exit codes" in outcome.out
 
