@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
@@ -36,14 +38,12 @@ ConfigStore.instance().store("schema", Schema)
 OmegaConf.register_new_resolver("task_label", task_label, replace=True)
 
 
-@hydra.main(config_path=str(CONFIGS), config_name="config", version_base="1.3")
-def main(config: DictConfig) -> None:
-    """Run one experiment and print its main numbers."""
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turns the errors of a run into a message and an exit code, and warnings into one line."""
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
-    chosen = HydraConfig.get().runtime.choices
-    choices = Choices(**{name: chosen[name] for name in Choices.__dataclass_fields__})
     try:
-        results = run(config, choices)
+        yield
     except InputError as error:
         _exit(error, 2)
     except Stopped as stopped:
@@ -52,6 +52,15 @@ def main(config: DictConfig) -> None:
         _exit(error, 1)
     except KeyboardInterrupt:  # while data are read or results written
         _exit("stopped by SIGINT: run again with resume=true to continue", 130)
+
+
+@hydra.main(config_path=str(CONFIGS), config_name="config", version_base="1.3")
+def main(config: DictConfig) -> None:
+    """Run one experiment and print its main numbers."""
+    chosen = HydraConfig.get().runtime.choices
+    choices = Choices(**{name: chosen[name] for name in Choices.__dataclass_fields__})
+    with exit_codes():
+        results = run(config, choices)
     groups = ", ".join(f"{n} {g['mean_weight']:.4f}" for n, g in results["groups"].items())
     print(
         f"{results['task']} ({results['dataset']}) {results['method']}: "

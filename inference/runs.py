@@ -60,7 +60,8 @@ class Run:
 
 
 def find_runs(root: Path) -> list[Run]:
-    """All runs in and below a folder, by path; hidden folders are left out.
+    """All runs in and below a folder, by path; hidden folders are left out, and so are runs that
+    were scored on a fold of the meta set, not on a test set.
 
     Raises:
         InputError: if the folder does not exist or holds no run.
@@ -71,7 +72,9 @@ def find_runs(root: Path) -> list[Run]:
     for folder, below, files in os.walk(root):
         below[:] = sorted(name for name in below if not name.startswith("."))
         if RESULTS in files or CONFIG in files:
-            runs.append(read_run(Path(folder), root))
+            run = read_run(Path(folder), root)
+            if run.config.get("fold") is None:
+                runs.append(run)
             below.clear()  # a run's own folders hold no runs
     if not runs:
         raise InputError(

@@ -152,6 +152,7 @@ def test_a_sweep_makes_one_folder_per_run(call, small, tmp_path, monkeypatch, re
     [
         (("method=mixing",), "mnist/mixing/joint-fixed/seed0"),
         (("task.meta_per_class=5", "method=mixing"), "mnist-5/mixing/joint-fixed/seed0"),
+        (("fold=1/2", "method=mixing"), "mnist-fold1of2/mixing/joint-fixed/seed0"),
         (("task=mnist10", "weights=network", "model=joint"), "mnist10/bads/joint-network/seed0"),
         (("preset=paper", "steps=6", "seed=3"), "mnist/bads/joint-network-paper/seed3"),
     ],
