@@ -21,7 +21,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
 from bads_ppl import plots
-from bads_ppl.atomic import atomic_path
+from bads_ppl.atomic import atomic_path, make_folder
 from bads_ppl.chains import ChainResult, chain_generator, evidence, run_chains
 from bads_ppl.checks import check_network
 from bads_ppl.device import resolve_device
@@ -284,12 +284,7 @@ def prepare_folder(folder: Path, config: DictConfig) -> None:
     Raises:
         OSError: if it cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(
-            error.errno, f"cannot make run_dir {folder} ({error.strerror}): choose another folder"
-        ) from error
+    make_folder(folder, "run_dir")
     if config.overwrite:
         for path in [path for pattern in WRITTEN for path in folder.glob(pattern)]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()

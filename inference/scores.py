@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
+from bads_ppl.atomic import make_folder
 from bads_ppl.chains import fingerprint
 from bads_ppl.checkpoint import load_checkpoint, save_checkpoint
 from bads_ppl.data import Data
@@ -147,7 +148,7 @@ def _compute(
     folder: Path, name: str, points: Points, compute: Compute, chunk: int, progress: bool | None
 ) -> Tensor:
     """Values of all points, chunk by chunk; chunks that are in the folder are read instead."""
-    _make(folder)
+    make_folder(folder, "cache")
     hidden = None if progress is None else not progress
     parts: list[Tensor] = []
     with tqdm(total=len(points), disable=hidden, unit="point", desc=f"scores ({name})") as bar:
@@ -181,7 +182,7 @@ def _check(values: Tensor, ids: Tensor, name: str) -> None:
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Alone with what is at `path` of a cache: runs that want the same thing make it once."""
-    _make(path.parent)
+    make_folder(path.parent, "cache")
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
         lock.acquire(timeout=0)
@@ -192,12 +193,3 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(
-            error.errno, f"cannot make cache {folder} ({error.strerror}): choose another cache"
-        ) from error

@@ -198,7 +198,7 @@ def test_scores_that_are_not_finite_or_too_few_are_refused(values, message, tmp_
 
 def test_a_cache_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match=r"cannot make cache .*: choose another cache"):
+    with pytest.raises(OSError, match=r"cannot make cache .*: choose another folder"):
         score_table(tmp_path / "file" / "cache", "loss", Points.of(data()), double, {})
 
 
