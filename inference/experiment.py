@@ -305,18 +305,28 @@ def settings(config: DictConfig) -> dict[str, Any]:
     return {str(k): v for k, v in found.items() if k not in NOT_SETTINGS}
 
 
-def _check_same_settings(path: Path, config: DictConfig) -> None:
+def changed_settings(path: Path, config: DictConfig) -> dict[str, tuple[Any, Any]]:
+    """Settings of a stored config.yaml that differ from those of `config`: before and now.
+
+    Raises:
+        InputError: if the file cannot be read.
+    """
     try:
         before = _flat(settings(OmegaConf.load(path)))  # type: ignore[arg-type]
     except Exception as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} cannot be read ({reason}): the run cannot be resumed") from error
     now = _flat(settings(config))
-    differ = [
-        f"{name} was {before.get(name)}, now {now.get(name)}"
+    return {
+        name: (before.get(name), now.get(name))
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
-    ]
+    }
+
+
+def _check_same_settings(path: Path, config: DictConfig) -> None:
+    changed = changed_settings(path, config)
+    differ = [f"{name} was {before}, now {now}" for name, (before, now) in changed.items()]
     if differ:
         raise InputError(
             f"run_dir {path.parent} holds a run with other settings: {'; '.join(differ)}. Resume "
@@ -369,6 +379,15 @@ def _maker(
         return kernel, monitor
 
     return make
+
+
+def first_kernel(experiment: Experiment) -> MinibatchKernel:
+    """The kernel of the first chain, ready for its first step."""
+    generator = chain_generator(experiment.config.seed, 0, experiment.device)
+    kernel, _ = _maker(experiment)(0, generator)
+    train, meta = experiment.setup.train, experiment.task.meta
+    kernel.setup(experiment.plan.first, train.to(experiment.device), meta.to(experiment.device))
+    return kernel
 
 
 def _check_fit(experiment: Experiment) -> None:

@@ -21,10 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from bads_ppl import plots
@@ -42,7 +39,7 @@ from inference.experiment import (
 )
 from inference.folds import fold_rows, held_out
 from inference.recommendation import Recommendation, Scores
-from inference.run import CONFIGS, exit_codes
+from inference.run import compose_run, exit_codes
 from inference.tasks import Task
 
 CANDIDATES = {
@@ -119,25 +116,6 @@ def named_candidates(chosen: Sequence[str], added: Sequence[str]) -> dict[str, s
     if len(found) < 2:
         raise InputError(f"a comparison needs at least 2 candidates, got {', '.join(found)}")
     return found
-
-
-def compose_run(options: Sequence[str], who: str) -> tuple[DictConfig, Choices]:
-    """The settings that `inference.run` would have with these options.
-
-    Raises:
-        InputError: if they do not parse, or there are no such options.
-    """
-    try:
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            config = compose("config", list(options), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        reason = " ".join(f"{error} {error.__cause__ or ''}".split())
-        raise InputError(f"the options of {who} do not fit: {reason}") from error
-    chosen = config.hydra.runtime.choices
-    choices = Choices(**{name: chosen[name] for name in Choices.__dataclass_fields__})
-    with open_dict(config):
-        del config.hydra
-    return config, choices
 
 
 def make_candidates(overrides: Mapping[str, str], options: Sequence[str]) -> list[Candidate]:

@@ -10,14 +10,17 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from bads_ppl.chains import Stopped
 from bads_ppl.errors import Diverged, InputError
@@ -36,6 +39,24 @@ def task_label(name: str, value: int, default: int) -> str:
 
 ConfigStore.instance().store("schema", Schema)
 OmegaConf.register_new_resolver("task_label", task_label, replace=True)
+
+
+def compose_run(options: Sequence[str], who: str) -> tuple[DictConfig, Choices]:
+    """The settings that `inference.run` would have with these options.
+
+    Raises:
+        InputError: if they do not parse, or there are no such options.
+    """
+    try:
+        with initialize_config_dir(str(CONFIGS.absolute()), version_base="1.3"):
+            config = compose("config", list(options), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        reason = " ".join(f"{error} {error.__cause__ or ''}".split())
+        raise InputError(f"the options of {who} do not fit: {reason}") from error
+    choices = _choices(config.hydra.runtime.choices)
+    with open_dict(config):
+        del config.hydra
+    return config, choices
 
 
 @contextmanager
@@ -57,16 +78,18 @@ def exit_codes() -> Iterator[None]:
 @hydra.main(config_path=str(CONFIGS), config_name="config", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Run one experiment and print its main numbers."""
-    chosen = HydraConfig.get().runtime.choices
-    choices = Choices(**{name: chosen[name] for name in Choices.__dataclass_fields__})
     with exit_codes():
-        results = run(config, choices)
+        results = run(config, _choices(HydraConfig.get().runtime.choices))
     groups = ", ".join(f"{n} {g['mean_weight']:.4f}" for n, g in results["groups"].items())
     print(
         f"{results['task']} ({results['dataset']}) {results['method']}: "
         f"test accuracy {results['test']['accuracy']:.4f}; mean weight {groups}; "
         f"{results['cost']['seconds']:.0f} s; results in {results['run_dir']}"
     )
+
+
+def _choices(chosen: Mapping[str, str]) -> Choices:
+    return Choices(**{name: chosen[name] for name in Choices.__dataclass_fields__})
 
 
 def _exit(error: BaseException | str, code: int) -> None:

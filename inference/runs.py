@@ -84,8 +84,8 @@ def find_runs(root: Path) -> list[Run]:
     return runs
 
 
-def read_run(folder: Path, root: Path) -> Run:
-    """One run; what is damaged becomes a problem of the run, not an error."""
+def read_run(folder: Path, root: Path, *, plots: bool = True) -> Run:
+    """One run, with its plots or without; what is damaged becomes a problem, not an error."""
     name = folder.relative_to(root).as_posix()
     run = Run(name if name != "." else root.resolve().name, None, {}, "", [], [], [])
     try:
@@ -112,7 +112,7 @@ def read_run(folder: Path, root: Path) -> Run:
         run.problems.append(f"{METRICS} is missing: the run is not in the curves")
     except (OSError, ValueError, KeyError, TypeError) as error:
         run.problems.append(f"{METRICS} is damaged after {len(run.metrics)} rows ({error})")
-    for path in sorted((folder / "plots").glob("*.png")):
+    for path in sorted((folder / "plots").glob("*.png")) if plots else ():
         try:
             run.plots.append((path.stem.replace("_", " "), _plot_uri(path)))
         except OSError as error:
