@@ -25,7 +25,7 @@ Input = Any
 """One tensor, or a dict, list or tuple of tensors that share their first dimension."""
 
 Augment = Callable[[Input, torch.Generator], Input]
-"""Random views of a minibatch's inputs, of the same form, drawn from a generator on their device."""
+"""Random views of a minibatch's inputs, of the same form, from a generator on their device."""
 
 
 class ScaledPlate:

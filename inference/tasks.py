@@ -272,9 +272,7 @@ def mislabelled(
         for true, other in taken_for.items():
             target[some(np.flatnonzero(task.train.target.numpy() == true))] = other
     right = target == task.train.target
-    train = Data(
-        task.train.input, target, task.train.ids, name="train", augment=task.train.augment
-    )
+    train = Data(task.train.input, target, task.train.ids, name="train", augment=task.train.augment)
     return replace(task, train=train, right=right)
 
 

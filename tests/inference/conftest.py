@@ -78,7 +78,7 @@ def call() -> Callable[..., Outcome]:
 def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
     """Calls the command at the smallest size that works, with further options.
 
-    Its plots are made but not drawn, which would be a third of the time; `call` and `finished` draw.
+    Its plots are not drawn, which would be a third of the time; `call` and `finished` draw.
     """
     monkeypatch.setattr("bads_ppl.plots.save", lambda figure, path: Path(path).touch())
     return lambda *options: run_here(*SMALL, *options)
