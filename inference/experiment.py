@@ -69,6 +69,7 @@ WRITTEN = (
     "metrics.jsonl",
     "weights.parquet",
     "posterior.nc",
+    "removal*",
     RESULTS,
     CONFIG,
 )

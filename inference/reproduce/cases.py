@@ -72,6 +72,11 @@ METHODS = {
         Method("meta_only", ("method=meta_only",), 0.5),
         Method("random_select", ("method=random_select",)),
         Method("dup_meta", ("method=dup_meta",)),
+        # These score a super-batch in every step, or train proxies ahead.
+        Method("cds", ("method=cds",), 1.6, True),
+        Method("rho_loss", ("method=rho_loss",), 2.0, True),
+        Method("classact", ("method=classact",), 2.0, True),
+        Method("rds", ("method=rds",), 1.5),
     )
 }
 
