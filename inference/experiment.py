@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bads_ppl import plots
 from bads_ppl.atomic import atomic_path, make_folder
-from bads_ppl.chains import ChainResult, chain_generator, evidence, run_chains
+from bads_ppl.chains import ChainResult, chain_generator, evidence, global_seed, run_chains
 from bads_ppl.checks import check_network
 from bads_ppl.device import resolve_device
 from bads_ppl.diagnostic_plots import diagnostic_figures
@@ -171,7 +171,7 @@ def prepare(config: DictConfig, choices: Choices, task: Task | None = None) -> E
 
     Raises:
         InputError: for settings that do not fit each other or the data, or a folder that holds
-            another run.
+            another run; `Unstable` for steps that are too large.
     """
     check_settings(config)
     device = resolve_device(config.device)
@@ -392,10 +392,11 @@ def first_kernel(experiment: Experiment) -> MinibatchKernel:
 
 
 def _check_fit(experiment: Experiment) -> None:
-    """Begin a chain that takes no step: what does not fit shows before the folder is touched."""
+    """Begin the first chain, without a step: what does not fit shows before anything is written."""
     task, setup, device = experiment.task, experiment.setup, experiment.device
     train, meta = setup.train.to(device), task.meta.to(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(global_seed(experiment.config.seed, 0))  # the network that it will have
         generator = chain_generator(experiment.config.seed, 0, device)
         kernel, monitor = _maker(experiment)(0, generator)
         check_network(monitor.network, cross_entropy, train, meta, task.test.to(device))
