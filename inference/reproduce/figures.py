@@ -55,9 +55,10 @@ def _titles(results: Results) -> list[str]:
     titles = []
     for key, arm in results.arms.items():
         variant = ", ".join(f"{name} {value}" for name, value in arm.variant.items())
-        below = [variant or "as it is"] if turned else []
-        below += [results.titles[key.setting]] if several else []
-        titles.append("\n".join([" · ".join([arm.text("method"), *arm.kind]), *below]))
+        below = [results.titles[key.setting].partition(",")[0]] if several else []
+        below += [variant or "as it is"] if turned else []
+        named = [arm.text("method"), *arm.kind]
+        titles.append("\n".join(" · ".join(line) for line in (named, below) if line))
     return titles
 
 
@@ -75,9 +76,6 @@ def _draw_weights(axes: Axes, arm: Arm) -> None:
         rows += [{"chain": seed, "step": step, **values} for step, values in by_step.items()]
     if rows:
         plots.draw_weights_by_group(axes, rows, wanted)
-    count = len(arm.runs)
-    note = "1 seed" if count == 1 else f"{count} seeds"
-    axes.set_title(note, loc="right", fontsize="small", color=plots.INK)
 
 
 def over_meta_sizes(results: Results) -> Figure:
@@ -132,9 +130,8 @@ def costs(results: Results) -> Figure:
             )
         axes.axvline(1.0, color=plots.LOW[0], linewidth=1)
         axes.set_yticks(range(len(values)), list(values))
-        axes.invert_yaxis()
-        axes.set_xlim(left=0)
-        axes.margins(x=0.15)
+        axes.set_ylim(len(values) - 0.5, -0.5)
+        axes.set_xlim(0, 1.2 * max([1.0, *(max(ratios) for ratios in values.values())]))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("times plain training")
     return figure
