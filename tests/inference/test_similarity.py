@@ -54,9 +54,15 @@ def test_in_turns_every_meta_point_has_its_say():
 
 def test_in_turns_points_of_other_labels_take_no_place_in_a_small_class():
     """One meta point of a class of one point: the second place in its list is no place at all."""
-    train = Embedded(at(0, 5, 10, 15, 90), torch.tensor([0, 0, 0, 0, 1]))
+    train = Embedded(at(15, 10, 5, 0, 90), torch.tensor([0, 0, 0, 0, 1]))
     meta = Embedded(at(90, 0), torch.tensor([1, 0]))
-    assert likeness(train, meta).argsort(descending=True).tolist() == [0, 4, 1, 2, 3]
+    assert likeness(train, meta).argsort(descending=True).tolist() == [3, 4, 2, 1, 0]
+
+
+def test_in_turns_a_point_of_two_lists_counts_by_its_larger_likeness_at_that_rank():
+    train = Embedded(at(180, 0))
+    meta = Embedded(at(50, 10, 220))  # the second point is first for two of them: .64, .98; .77
+    assert likeness(train, meta).argsort(descending=True).tolist() == [1, 0]
 
 
 def test_embeddings_of_different_widths_are_refused():
