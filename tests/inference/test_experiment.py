@@ -17,11 +17,13 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from bads_ppl import Selection
+from bads_ppl import Selection, kernel
 from bads_ppl.checkpoint import load_checkpoint
 from bads_ppl.draws import read_draws
 from bads_ppl.errors import InputError
+from bads_ppl.kernel import MinibatchKernel
 from bads_ppl.posterior import load
+from inference import experiment
 from inference.experiment import (
     WRITTEN,
     check_folder,
@@ -419,6 +421,22 @@ def test_a_mistake_beside_overwrite_does_not_cost_the_old_run(mistake, finished,
     outcome = command(f"run_dir={folder}", "overwrite=true", "data.root=none", mistake)
     assert outcome.code == 2 and "Traceback" not in outcome.err
     assert tree(folder) == tree(finished())
+
+
+def test_steps_are_checked_on_the_network_that_the_chain_starts_with(
+    command, tmp_path, monkeypatch
+):
+    starts = []
+
+    def look(kernel: MinibatchKernel) -> None:
+        parameters = kernel.latents.networks["theta"].module.parameters()
+        starts.append(torch.cat([one.detach().flatten() for one in parameters]))
+
+    monkeypatch.setattr(experiment, "check_stiffness", look)
+    monkeypatch.setattr(kernel, "check_stiffness", look)
+    assert command(f"run_dir={tmp_path / 'run'}").code == 0
+    before, first_step = starts
+    assert torch.equal(before, first_step)
 
 
 def test_a_refused_run_leaves_no_folder_behind(command, tmp_path):

@@ -73,6 +73,12 @@ def test_every_meta_point_is_predicted_once_by_runs_that_have_not_seen_it(
             known = torch.cat([run.task.meta.ids, run.setup.train.ids])
             assert not torch.isin(run.task.test.ids, known).any()
             assert len(run.task.meta) + len(run.task.test) == 50
+    points = read(tmp_path)["points"]
+    for k, run in enumerate(seen[:3]):
+        held = {
+            one for one, fold in zip(points["id"], points["fold"], strict=True) if fold == k + 1
+        }
+        assert held == set(run.task.test.ids.tolist())
 
 
 def test_the_test_set_does_not_enter(done, ask, tmp_path, monkeypatch):
