@@ -291,7 +291,7 @@ def damage(path: Path, at: int, value: int) -> None:
 def test_small_files_of_ones_own_run(command, tmp_path, results):
     write_mnist(tmp_path / "data")
     folder = tmp_path / "run"
-    options = ("sparsity=0.2", "sampler.train_batch=6", f"run_dir={folder}")
+    options = ("sparsity=0.2", "sampler.train_batch=6", "sampler.meta_batch=2", f"run_dir={folder}")
     outcome = command(*FILES, f"data.root={tmp_path / 'data'}", *options)
     assert outcome.code == 0, outcome.err
     assert results(folder)["dataset"] == "mnist" and results(folder)["warnings"] == []
