@@ -66,6 +66,24 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
+def make_folder(folder: Path, name: str) -> None:
+    """Make a folder, and those above it, unless it is there.
+
+    Args:
+        folder: the folder.
+        name: what it is to the user, such as the option that names it.
+
+    Raises:
+        OSError: if it cannot be made, with the remedy.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"cannot make {name} {folder} ({error.strerror}): choose another folder"
+        ) from error
+
+
 def write_error(code: int, path: Path) -> OSError:
     """An error that says that `path` cannot be written, why (an errno), and what to do."""
     remedy = _REMEDIES.get(code, "check the disk or choose another folder")

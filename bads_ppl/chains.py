@@ -13,7 +13,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -78,10 +78,15 @@ def global_seed(seed: int, chain: int) -> int:
     return int(np.random.SeedSequence([seed, chain]).generate_state(3, np.uint32)[2])
 
 
-def fingerprint(data: Data) -> str:
-    """Hash of a set's ids, targets and (some 4,096 of its) inputs: tells data sets apart."""
+def fingerprint(data: Data, inputs: int | None = 4096) -> str:
+    """Hash of a set's ids, targets and inputs in their order: tells data sets apart.
+
+    Of the inputs `inputs` evenly spaced ones count, or all where it is None.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    rows = torch.linspace(0, len(data) - 1, min(4096, len(data)), device=data.device).long()
+    rows: Tensor | slice = slice(None)
+    if inputs is not None and len(data) > inputs:
+        rows = torch.linspace(0, len(data) - 1, inputs, device=data.device).long()
     for tensor in (data.ids, data.target, *(x[rows] for x in tree_leaves(data.input))):
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -113,6 +118,7 @@ def run_chains(
     chains: int = 4,
     seed: int = 0,
     settings: dict[str, Any] | None = None,
+    facts: Mapping[str, str] | None = None,
     resume: bool = False,
     progress: bool | None = None,
     target: float | None = None,
@@ -132,6 +138,7 @@ def run_chains(
         chains: number of chains, at least 1.
         seed: with the chain's number, the source of all randomness.
         settings: JSON-able settings that a checkpoint must share to be resumed.
+        facts: what else it must share, by name: hashes of what the program depends on.
         resume: continue from checkpoints where there are any.
         progress: show a progress bar; None: when standard error is a terminal.
         target: beta, shown beside the mean weight, and against which a collapse of the weights is
@@ -152,6 +159,7 @@ def run_chains(
         raise InputError(f"seed must be 0 or more, got {seed}")
     about = {
         "settings": settings or {},
+        **(facts or {}),
         "seed": seed,
         "burn_in": plan.first,
         "thinning": plan.thinning,

@@ -25,7 +25,7 @@ Input = Any
 """One tensor, or a dict, list or tuple of tensors that share their first dimension."""
 
 Augment = Callable[[Input, torch.Generator], Input]
-"""Random views of a minibatch's inputs, of the same form, drawn from a generator on their device."""
+"""Random views of a minibatch's inputs, of the same form, from a generator on their device."""
 
 
 class ScaledPlate:
@@ -83,6 +83,18 @@ class Batch:
     def plate(self, name: str) -> ScaledPlate:
         """The plate over the whole set, of which these rows are the subsample."""
         return ScaledPlate(name, self)
+
+    def keep(self, places: Tensor) -> Batch:
+        """The rows at `places` (k,) of this batch, each of which counts as it does here.
+
+        The plate scales k rows by size / k; the correction k / B makes that size / B again, so that
+        log-probabilities are those of this batch with weight 1 for these rows and 0 for the others.
+        """
+        share = torch.full((len(places),), len(places) / len(self), device=self.index.device)
+        if self.importance is not None:
+            share = share * self.importance[places]
+        input = tree_map(lambda x: x[places], self.input)
+        return Batch(self.index[places], input, self.target[places], self.size, share)
 
     def total(self, value: Tensor) -> Tensor:
         """Unbiased estimate () of the sum of a per-point value (B,) over the whole set."""

@@ -242,7 +242,7 @@ class MinibatchKernel(MCMCKernel):
         if not self.latents.has_density:
             raise InputError(
                 "target_acceptance needs a program with a density, and this one has a companion "
-                "network: use model=joint, or leave target_acceptance out"
+                "network or changes with the steps: use model=joint, or leave target_acceptance out"
             )
 
     def _values(self, group: str) -> list[Tensor]:
@@ -478,7 +478,7 @@ class MinibatchKernel(MCMCKernel):
         self.adaptation.load_state_dict(part("adaptation"))
         for name, tensor in self._state_tensors():
             tensor.copy_(state[name])
-        self.steps = int(state["steps"])
+        self.steps = self.latents.steps = int(state["steps"])
 
     def _state_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The sampler's own state, by name."""
@@ -563,10 +563,11 @@ class MinibatchKernel(MCMCKernel):
 
         "calibrated": p^(1/T) up to the bias of the step size. "approximate": the drift of some
         group is not the gradient of one density (companions that restart or revert, temperatures
-        that differ, a clip that acted, augmented data). "optimisation path": mode "paper", or
-        temperature 0.
+        that differ, a clip that acted, augmented data). "optimisation path": mode "paper",
+        temperature 0, or a program that changes with the steps.
         """
-        if self.mode == "paper" or not any(self.temperatures.values()):
+        cold = self.mode == "paper" or not any(self.temperatures.values())
+        if cold or self.latents.changes:
             return "optimisation path"
         companions = [network.companion for network in self.latents.networks.values()]
         approximate = (

@@ -11,7 +11,7 @@ Everything here is on the unconstrained scale unless it says otherwise.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import pyro
@@ -32,7 +32,7 @@ from bads_ppl.sites import (
     Table,
     evaluation_mode,
 )
-from bads_ppl.tracing import Evaluate, Find, Outputs
+from bads_ppl.tracing import Evaluate, Find, Outputs, Reached
 
 
 @dataclass
@@ -54,6 +54,8 @@ class Latents:
     means: dict[str, RunningMean] = field(default_factory=dict)
     terms: dict[str, Tensor] = field(default_factory=dict)
     temperature: Mapping[str, float] = field(default_factory=dict)
+    steps: int = 0
+    changes: bool = False  # the program asks for the number of steps
 
     @classmethod
     def find(cls, program: Program, train: Batch, meta: Batch) -> Latents:
@@ -105,8 +107,12 @@ class Latents:
 
     @property
     def has_density(self) -> bool:
-        """Whether the drift is the gradient of a density: companion networks make it another."""
-        return all(network.companion is None for network in self.networks.values())
+        """Whether the drift is the gradient of one density.
+
+        Companion networks make it another, and so does a program that changes with the steps.
+        """
+        companions = any(network.companion is not None for network in self.networks.values())
+        return not (companions or self.changes)
 
     def potential(self, train: Batch, meta: Batch) -> Tensor:
         """Minibatch estimate () of the potential, with its graph; terms are kept in `terms`.
@@ -160,9 +166,13 @@ class Latents:
 
     @contextmanager
     def still(self) -> Iterator[None]:
-        """A look that leaves no trace: networks in eval mode keep their running statistics."""
+        """A look that leaves no trace: networks in eval mode keep their running statistics.
+
+        What a program draws from torch's global generator, on the CPU, is drawn again afterwards.
+        """
         with ExitStack() as stack:
             stack.enter_context(pyro.validation_enabled(False))
+            stack.enter_context(torch.random.fork_rng(devices=[]))
             for network in self.networks.values():
                 stack.enter_context(evaluation_mode(network.module))
             yield
@@ -196,7 +206,7 @@ class Latents:
         Raises:
             InputError: if the program has no such site.
         """
-        with torch.no_grad(), self.still(), Evaluate(self, keep=site) as run:
+        with torch.no_grad(), self.still(), Evaluate(self, keep=site) as run, suppress(Reached):
             self.program(train, meta)
         self.drop_pending()
         if run.kept is None:
@@ -233,6 +243,7 @@ class Latents:
 
         Returns the names of companions that were copied, each with the network it was copied from.
         """
+        self.steps = step
         copied: list[tuple[str, str]] = []
         for mean in self.means.values():
             mean.commit()

@@ -1,4 +1,4 @@
-"""Three Pyro statements that programs use beside `pyro.sample`, `pyro.plate` and `pyro.factor`.
+"""Four Pyro statements that programs use beside `pyro.sample`, `pyro.plate` and `pyro.factor`.
 
 Each is an ordinary effectful statement: it has a plain meaning under any Pyro handler (trace,
 NUTS, SVI, none), and a kernel that keeps state over steps may answer it more cheaply.
@@ -6,6 +6,7 @@ NUTS, SVI, none), and a kernel that keeps state over steps may answer it more ch
 - `sample_network`: the parameters of a module, one Gaussian site per parameter tensor.
 - `plate_sum`: the sum of a per-point value over a whole plate, of which a minibatch is at hand.
 - `running_mean`: a statistic averaged over the last steps.
+- `steps_taken`: the number of steps so far, for what changes over a run.
 """
 
 from __future__ import annotations
@@ -147,3 +148,17 @@ def running_mean(
 @effectful(type="running_mean")
 def _running_mean(value: Tensor, window: int, kind: str) -> Tensor:
     return value
+
+
+def steps_taken() -> int:
+    """The number of steps that the kernel has taken; 0 under stateless handlers.
+
+    It is part of a chain's checkpoint, as the kernel's own count is. A program that asks for it
+    changes as it runs and has no single density: its draws are called an optimisation path.
+    """
+    return _steps_taken(name="steps_taken")
+
+
+@effectful(type="steps_taken")
+def _steps_taken() -> int:
+    return 0

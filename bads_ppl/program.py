@@ -87,6 +87,7 @@ class Parts:
         prior: prior of the network's parameters.
         impact: impact constants (24), (25).
         head: the module whose input is the embedding h_i; default the last nn.Linear.
+        learner: a second, smaller network that a model may train along.
     """
 
     network: nn.Module
@@ -96,6 +97,7 @@ class Parts:
     prior: NetworkPrior = field(default_factory=NormalPrior)
     impact: Impact = field(default_factory=Impact)
     head: nn.Module | None = None
+    learner: nn.Module | None = None
 
     @cached_property
     def auxiliary(self) -> nn.Module:

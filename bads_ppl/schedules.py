@@ -59,6 +59,17 @@ class Polynomial:
         return float(self.scale * (self.offset + step) ** -self.power)
 
 
+@dataclass(frozen=True)
+class Rescaled:
+    """A schedule times a factor that changes with the step, as the number of points that count."""
+
+    schedule: Schedule
+    factor: Callable[[int], float]
+
+    def __call__(self, step: int) -> float:
+        return self.schedule(step) * self.factor(step)
+
+
 def named(name: str, eta: float, burn_in: int) -> Schedule:
     """The schedule that options call `name`, starting at `eta`.
 

@@ -57,6 +57,10 @@ def _total_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+class Reached(Exception):
+    """The site that a run of a program is about has its value; the rest need not be run."""
+
+
 class Find(Messenger):
     """Records the sites of a program and gives them their initial values."""
 
@@ -136,6 +140,9 @@ class Find(Messenger):
         total = memory.sum(dtype=dtype)
         self.latents.sums[msg["name"]] = PlateSum(total, None, memory)
 
+    def _pyro_steps_taken(self, msg: Any) -> None:
+        self.latents.changes = True
+
     def _pyro_running_mean(self, msg: Any) -> None:
         value, window, kind = msg["args"]
         size = window if kind == "simple" else 1
@@ -205,6 +212,7 @@ class Evaluate(Messenger):
         name = msg["name"]
         if name == self.keep:
             self.kept = msg["value"].detach()
+            raise Reached
         if site_is_subsample(msg) or "_deterministic" in msg["infer"]:
             return
         log_prob = msg["fn"].log_prob(msg["value"])
@@ -241,6 +249,9 @@ class Evaluate(Messenger):
             state.pending = (batch.index, value.detach())
         msg["value"] = state.total.to(value.dtype) + batch.total(value - remembered)
         msg["done"] = True
+
+    def _pyro_steps_taken(self, msg: Any) -> None:
+        msg["value"], msg["done"] = self.latents.steps, True
 
     def _pyro_running_mean(self, msg: Any) -> None:
         value, _, _ = msg["args"]

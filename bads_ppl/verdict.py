@@ -222,8 +222,10 @@ class Facts:
 
     def _advice(self) -> str:
         """What to do so that chains agree."""
-        if self.end is not None or self.verdict == "optimisation path":
-            return "For posterior draws take sampler.mode=calibrated." * (self.end is None)
+        if self.end is not None:
+            return ""
+        if self.verdict == "optimisation path":
+            return "For posterior draws take method=bads and sampler.mode=calibrated."
         advice = []
         if self.draws < MIN_DRAWS:
             advice.append("run more steps, or thin less")

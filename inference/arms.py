@@ -20,7 +20,9 @@ from inference.runs import Run
 
 CONFIDENCE = 0.95
 
-_NO_SETTING = {"run_dir", "resume", "overwrite", "device", "data", "checkpoint_seconds", "hydra"}
+_NO_SETTING = {
+    *("run_dir", "resume", "overwrite", "device", "data", "cache", "checkpoint_seconds", "hydra"),
+}
 """Options by which runs of one experiment may differ: where and how, not what."""
 _NO_TASK_SETTING = {"label", "sparsity", "seed", "_target_"}
 """Options of a task's configuration that do not make it another task."""

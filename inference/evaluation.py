@@ -31,6 +31,8 @@ class TaskMonitor(ThetaMonitor):
         weights: the current weights (N_t,) of a kernel.
         classes: C.
         density: whether the program has one.
+        scores: the current scores (N_t,) of a kernel, where there are any: their mean over draws is
+            kept.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class TaskMonitor(ThetaMonitor):
         weights: Callable[[MinibatchKernel], Tensor],
         classes: int,
         density: bool = True,
+        scores: Callable[[MinibatchKernel], Tensor] | None = None,
     ) -> None:
         super().__init__(network, loss, train, meta, {"test": test}, density=density)
         self.test = test
@@ -51,11 +54,17 @@ class TaskMonitor(ThetaMonitor):
         self.weights = weights
         self.sum = torch.zeros(len(test), classes, device=test.device)
         self.count = torch.zeros((), dtype=torch.int64)
+        self.scores = scores
+        self.score_sum = torch.zeros(len(train) if scores else 0, dtype=torch.float64)
+        self.score_count = torch.zeros((), dtype=torch.int64)
 
     @torch.no_grad()
     def on_draw(self, kernel: MinibatchKernel) -> dict[str, float]:
         """Adds the mean predictive probability of the right class, for each class of the test."""
         values = super().on_draw(kernel)
+        if self.scores is not None:
+            self.score_sum += self.scores(kernel).cpu()
+            self.score_count += 1
         probe = self.probes["test"]
         with evaluation_mode(self.network):
             right = self.network(probe.input).softmax(dim=1).gather(1, probe.target[:, None])[:, 0]
@@ -82,11 +91,14 @@ class TaskMonitor(ThetaMonitor):
         return row
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"sum": self.sum, "count": self.count}
+        state = {"sum": self.sum, "count": self.count}
+        if self.scores is not None:
+            state |= {"score_sum": self.score_sum, "score_count": self.score_count}
+        return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.sum.copy_(state["sum"])
-        self.count.copy_(state["count"])
+        for name, value in self.state_dict().items():
+            value.copy_(state[name])
 
 
 def accuracy(scores: Tensor, target: Tensor) -> float:
@@ -107,3 +119,15 @@ def predictive(results: Sequence[ChainResult]) -> Tensor:
 def predictive_accuracy(results: Sequence[ChainResult], target: Tensor) -> float:
     """Accuracy of the class probabilities averaged over the evaluations of all chains."""
     return accuracy(predictive(results), target.cpu())
+
+
+def mean_scores(results: Sequence[ChainResult]) -> Tensor | None:
+    """Scores (N_t,) of the train points: the mean over the draws of all chains; None without."""
+    total, count = torch.zeros(()), 0
+    for result in results:
+        assert isinstance(result.monitor, TaskMonitor)
+        if result.monitor.scores is None:
+            return None
+        total = total + result.monitor.score_sum
+        count += int(result.monitor.score_count)
+    return total / count

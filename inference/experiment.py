@@ -9,7 +9,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
 from bads_ppl import plots
-from bads_ppl.atomic import atomic_path
-from bads_ppl.chains import ChainResult, chain_generator, evidence, run_chains
+from bads_ppl.atomic import atomic_path, make_folder
+from bads_ppl.chains import ChainResult, chain_generator, evidence, global_seed, run_chains
 from bads_ppl.checks import check_network
 from bads_ppl.device import resolve_device
 from bads_ppl.diagnostic_plots import diagnostic_figures
@@ -34,14 +34,16 @@ from bads_ppl.plan import Plan
 from bads_ppl.posterior import save, to_arviz
 from bads_ppl.priors import NormalPrior, SparsityPrior, default_scale, default_temperature
 from bads_ppl.program import Impact, Model, Parts, bind
-from bads_ppl.schedules import named
+from bads_ppl.schedules import Rescaled, named
 from bads_ppl.selection import Selection
 from bads_ppl.stiffness import check_stiffness
-from inference.evaluation import TaskMonitor, predictive_accuracy
+from inference.evaluation import TaskMonitor, mean_scores, predictive_accuracy
 from inference.folds import held_out
-from inference.methods import Setup, method
-from inference.options import build, check_options
+from inference.methods import Given, Setup, method
+from inference.options import ProxyOptions, build, check_options
+from inference.proxies import Proxies
 from inference.tasks import Task
+from models.selective import LEARNER
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ NOT_SETTINGS = (
     "chains",
     "device",
     "data",
+    "cache",
     "checkpoint_seconds",
     "workers",
 )
@@ -66,6 +69,7 @@ WRITTEN = (
     "metrics.jsonl",
     "weights.parquet",
     "posterior.nc",
+    "removal*",
     RESULTS,
     CONFIG,
 )
@@ -97,6 +101,7 @@ class Experiment:
         plan: length of the chains.
         device: where they run.
         folder: the run's.
+        proxies: what trains the method's proxies.
     """
 
     config: DictConfig
@@ -106,9 +111,16 @@ class Experiment:
     plan: Plan
     device: torch.device
     folder: Path
+    proxies: Proxies
+
+    def prepared(self) -> Experiment:
+        """The experiment with the scores that its method selects by; trains proxies."""
+        return replace(self, setup=self.setup.prepared())
 
     def weights(self, kernel: MinibatchKernel) -> Tensor:
-        """The weights (N_t,) of a chain of this experiment."""
+        """The weights (N_t,) of all points of the task, given a chain's kernel."""
+        if self.setup.membership is not None:
+            return self.setup.membership(kernel)
         fixed = self.setup.fixed
         return kernel.site_values() if fixed is None else fixed.to(self.device)
 
@@ -121,7 +133,7 @@ def run(config: DictConfig, choices: Choices) -> dict[str, Any]:
         Diverged: if a chain diverges.
         Stopped: after SIGINT or SIGTERM, with a checkpoint.
     """
-    experiment = prepare(config, choices)
+    experiment = prepare(config, choices).prepared()
     chains = sample(experiment)
     return _report(experiment, chains)
 
@@ -159,7 +171,7 @@ def prepare(config: DictConfig, choices: Choices, task: Task | None = None) -> E
 
     Raises:
         InputError: for settings that do not fit each other or the data, or a folder that holds
-            another run.
+            another run; `Unstable` for steps that are too large.
     """
     check_settings(config)
     device = resolve_device(config.device)
@@ -175,24 +187,49 @@ def prepare(config: DictConfig, choices: Choices, task: Task | None = None) -> E
     if config.sparsity is None:
         config.sparsity = task.sparsity
     sparsity = SparsityPrior(config.sparsity, config.prior.sparsity_scale, config.prior.total)
-    setup = method(choices.method)(
-        task,
+    given = Given(
         model=_model(config),
         weights=build(config.weights.build, "weights.build", classes=task.classes),
         sparsity=sparsity,
         impact=Impact(**config.impact),
         names=(choices.model, choices.weights),
         seed=config.seed,
+        proxies=make_proxies(config, task, device),
     )
+    setup = method(choices.method, config.method.rule)(task, given)
     if config.method.prior_scale is None:
         config.method.prior_scale = default_scale(setup.points)
     if config.method.temperature is None:
         config.method.temperature = default_temperature(setup.points)
     folder = Path(run_dir(config, choices, setup))
     check_folder(folder, config)
-    experiment = Experiment(config, choices, task, setup, plan, device, folder)
+    experiment = Experiment(config, choices, task, setup, plan, device, folder, given.proxies)
     _check_fit(experiment)
     return experiment
+
+
+def make_proxies(config: DictConfig, task: Task, device: torch.device) -> Proxies:
+    """What trains the proxies of a method and scores the task's points; does nothing yet.
+
+    Raises:
+        InputError: if their backbone has no such options.
+    """
+    given: Any = OmegaConf.to_container(config.method, resolve=True)
+    options = ProxyOptions(**(given["proxy"] or {}))
+    shape: Any = OmegaConf.to_container(config.backbone, resolve=True)
+    shape |= options.backbone or {}
+    backbone = build(OmegaConf.create(shape), "method.proxy.backbone")
+    return Proxies(
+        task,
+        lambda: backbone(classes=task.classes).to(device),
+        shape,
+        options,
+        Path(config.cache),
+        device,
+        config.seed,
+        None if config.method.scores is None else Path(config.method.scores),
+        config.checkpoint_seconds,
+    )
 
 
 def _model(config: DictConfig) -> Model:
@@ -248,12 +285,7 @@ def prepare_folder(folder: Path, config: DictConfig) -> None:
     Raises:
         OSError: if it cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(
-            error.errno, f"cannot make run_dir {folder} ({error.strerror}): choose another folder"
-        ) from error
+    make_folder(folder, "run_dir")
     if config.overwrite:
         for path in [path for pattern in WRITTEN for path in folder.glob(pattern)]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -321,6 +353,7 @@ def _maker(
     train, meta, test = setup.train.to(device), task.meta.to(device), task.test.to(device)
     backbone = build(config.backbone, "backbone")
     prior = NormalPrior(config.method.prior_scale)
+    scores = None if setup.membership is None else setup.membership.scores
     sampler = make_sampler(config, task, setup, experiment.plan)
 
     def make(chain: int, generator: torch.Generator) -> tuple[MinibatchKernel, TaskMonitor]:
@@ -328,6 +361,8 @@ def _maker(
         parts = Parts(
             network, setup.weights(network), setup.sparsity, cross_entropy, prior, setup.impact
         )
+        if setup.learner is not None:
+            parts.learner = setup.learner()
         kernel = sampler(bind(setup.model, parts), generator=generator)
         density = setup.impact.weight == setup.impact.train
         monitor = TaskMonitor(
@@ -340,6 +375,7 @@ def _maker(
             experiment.weights,
             task.classes,
             density,
+            scores,
         )
         return kernel, monitor
 
@@ -356,10 +392,11 @@ def first_kernel(experiment: Experiment) -> MinibatchKernel:
 
 
 def _check_fit(experiment: Experiment) -> None:
-    """Begin a chain that takes no step: what does not fit shows before the folder is touched."""
+    """Begin the first chain, without a step: what does not fit shows before anything is written."""
     task, setup, device = experiment.task, experiment.setup, experiment.device
     train, meta = setup.train.to(device), task.meta.to(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(global_seed(experiment.config.seed, 0))  # the network that it will have
         generator = chain_generator(experiment.config.seed, 0, device)
         kernel, monitor = _maker(experiment)(0, generator)
         check_network(monitor.network, cross_entropy, train, meta, task.test.to(device))
@@ -387,15 +424,16 @@ def sample(experiment: Experiment) -> list[ChainResult]:
             chains=config.chains,
             seed=config.seed,
             settings=settings(config),
+            facts=None if setup.digest is None else {"scores": setup.digest},
             resume=config.resume,
-            target=None if setup.fixed is not None else config.sparsity,
+            target=config.sparsity if setup.latent else None,
             weights=experiment.weights,
             size=len(experiment.task.train),
             workers=config.workers,
         )
     except Diverged as error:
         options = [f"method.learning_rate={config.method.learning_rate / 4:.2g}"]
-        if setup.fixed is None:
+        if setup.latent:
             options.append(f"weights.step_size={config.weights.step_size / 4:.2g}")
         raise Diverged(f"{error} (options {' '.join(options)})") from error
     save_config(experiment.folder, config)
@@ -409,12 +447,15 @@ def make_sampler(
 
     theta: eta = 2 learning_rate / points is plain SGD with that learning rate on the mean loss.
     """
-    step_size = {"theta": 2 * config.method.learning_rate / setup.points}
-    temperature = {"theta": config.method.temperature}
-    clip = {"theta": config.method.clip}
+    networks = ["theta"] if setup.learner is None else ["theta", LEARNER]
+    step_size = dict.fromkeys(networks, 2 * config.method.learning_rate / setup.points)
+    temperature = dict.fromkeys(networks, config.method.temperature)
+    clip = dict.fromkeys(networks, config.method.clip)
     sampler: partial[MinibatchKernel] = build(config.sampler, "sampler")
     minibatches, train_batch = "uniform", config.sampler.train_batch
-    if setup.fixed is None:
+    if train_batch is None:
+        train_batch = setup.train_batch
+    if setup.latent:
         step_size[config.weights.group] = config.weights.step_size
         temperature[config.weights.group] = 0 if setup.optimises else config.weights.temperature
         clip[config.weights.group] = config.weights.clip
@@ -427,7 +468,8 @@ def make_sampler(
         sampler,
         train_batch=train_batch,
         step_size={
-            group: named(config.schedule, eta, plan.first) for group, eta in step_size.items()
+            group: Rescaled(named(config.schedule, eta, plan.first), setup.step_factor)
+            for group, eta in step_size.items()
         },
         temperature=temperature,
         clip=clip,
@@ -446,18 +488,20 @@ def _report(experiment: Experiment, chains: list[ChainResult]) -> dict[str, Any]
     for name, mask in task.groups.items():
         group[mask.numpy()] = name
     found = "fixed" if setup.fixed is not None else evidence(chains, setup.impact)
+    scores = setup.scores if setup.membership is None else mean_scores(chains)
+    chosen_by = {} if scores is None else {"score": scores.numpy()}
     draws = [chain.draws for chain in chains]
     diagnostics = diagnose(
         draws,
         evidence=found,
-        target=None if setup.fixed is not None else config.sparsity,
+        target=config.sparsity if setup.latent else None,
         ids=task.train.ids.numpy(),
     )
     selection = Selection.from_draws(
         task.train.ids.numpy(),
         [chain.draws.w for chain in chains],
         evidence=found,
-        columns={"group": group, "label": label, **diagnostics.columns()},
+        columns={"group": group, "label": label, **chosen_by, **diagnostics.columns()},
     )
     selection.to_parquet(folder / "weights.parquet")
     model, weights = setup.names
@@ -510,11 +554,12 @@ def _report(experiment: Experiment, chains: list[ChainResult]) -> dict[str, Any]
             }
             for name, mask in task.groups.items()
         },
-        **right_labels(task, setup, selection),
+        **right_labels(task, setup, selection, scores),
         "diagnostics": diagnostics.to_dict(),
         "acceptance": mean_acceptance(metrics, plan.first),
         "cost": {
             "seconds": seconds,
+            "proxy_seconds": sum(experiment.proxies.spent),
             "ms_per_step": 1000 * seconds / steps,
             "peak_memory_mib": peak_memory_mib(chains[0].kernel.train.device),
         },
@@ -526,19 +571,25 @@ def _report(experiment: Experiment, chains: list[ChainResult]) -> dict[str, Any]
     return results
 
 
-def right_labels(task: Task, setup: Setup, selection: Selection) -> dict[str, Any]:
+def right_labels(
+    task: Task, setup: Setup, selection: Selection, scores: Tensor | None
+) -> dict[str, Any]:
     """How well mean w tells right labels from wrong ones, where both are known to occur.
 
+    Of methods that select by scores, whose w is 0 or 1, it is the mean score over draws that tells.
     "auc" is the area under the ROC curve (0.5: not at all), "average_precision" that under the
     curve of precision over recall (the share of right labels: not at all).
     """
-    if task.right is None or bool(task.right.all()) or setup.fixed is not None:
+    if task.right is None or bool(task.right.all()):
+        return {}
+    if scores is None and not setup.latent:
         return {}
     right = task.right.numpy()
+    value = selection.mean if scores is None else scores.numpy()
     return {
         "right": {
-            "auc": float(roc_auc_score(right, selection.mean)),
-            "average_precision": float(average_precision_score(right, selection.mean)),
+            "auc": float(roc_auc_score(right, value)),
+            "average_precision": float(average_precision_score(right, value)),
         }
     }
 

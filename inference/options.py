@@ -47,14 +47,31 @@ class ImpactOptions:
 
 
 @dataclass
+class ProxyOptions:
+    """How a proxy network is trained, where a method has one."""
+
+    steps: int = 1500
+    learning_rate: float = 0.1
+    temperature: float = 0.0
+    prior_scale: float | None = None
+    clip: float | None = 0.3
+    train_batch: int = 100
+    meta_batch: int = 50
+    backbone: Any = None
+
+
+@dataclass
 class MethodOptions:
-    """How theta moves."""
+    """How theta moves, and what a method's own knobs are."""
 
     learning_rate: float = 0.1
     temperature: float | None = None
     prior_scale: float | None = None
     clip: float | None = None
     model: Any = None
+    rule: Any = None
+    scores: str | None = None
+    proxy: ProxyOptions | None = None
 
 
 @dataclass
@@ -84,6 +101,7 @@ class Schema:
     snapshots: int = 5
     evaluate_every: int | None = None
     checkpoint_seconds: float = 60.0
+    cache: str = "runs/cache"
     schedule: str = "constant"
     step_sizes: dict[str, float] = field(default_factory=dict)
     workers: int | None = None
@@ -119,6 +137,8 @@ def check_options(config: DictConfig) -> None:
     """
     groups: list[tuple[DictConfig, type[Any], str]] = [(config, Schema, "")]
     groups += [(config[name], kind, f"{name}.") for name, kind in TYPED.items()]
+    if config.method.proxy is not None:
+        groups.append((config.method.proxy, ProxyOptions, "method.proxy."))
     for node, kind, prefix in groups:
         known = [one.name for one in fields(kind)]
         for name in map(str, node):
@@ -129,7 +149,9 @@ def check_options(config: DictConfig) -> None:
 def unknown_option(option: str, name: str, known: list[str]) -> str:
     """What to say of an option whose last part, `name`, is none of those `known`."""
     close = difflib.get_close_matches(name, known, 1)
-    remedy = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known))}"
+    remedy = (
+        f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known)) or 'none'}"
+    )
     return f"there is no option {option}: {remedy}"
 
 

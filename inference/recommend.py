@@ -26,8 +26,8 @@ from torch import Tensor
 
 from bads_ppl import plots
 from bads_ppl.atomic import atomic_path
-from bads_ppl.errors import Diverged, InputError
-from inference.evaluation import predictive
+from bads_ppl.errors import Diverged, InputError, Unstable
+from inference.evaluation import accuracy, predictive
 from inference.experiment import (
     Choices,
     Experiment,
@@ -175,20 +175,23 @@ def recommend(
     rows = fold_rows(task.meta.target, folds, base.seed)
     label = base.task.label + ("" if base.split == "test" else f"-{base.split}")
     root = Path(base.run_dir or f"runs/{label}-recommend/seed{base.seed}")
-    experiments = {
-        candidate.name: [candidate.on_fold(f"{k + 1}/{folds}", task, root) for k in range(folds)]
-        for candidate in make_candidates(overrides, [*DEFAULTS, *options])
-    }
+    experiments: dict[str, list[Experiment]] = {}
+    failed: dict[str, str] = {}
+    for candidate in make_candidates(overrides, [*DEFAULTS, *options]):
+        try:
+            experiments[candidate.name] = [
+                candidate.on_fold(f"{k + 1}/{folds}", task, root) for k in range(folds)
+            ]
+        except Unstable as error:
+            failed[candidate.name] = str(error)
     for name in (JSON, CSV, PNG):  # of other candidates, perhaps
         (root / name).unlink(missing_ok=True)
     scores: dict[str, Scores] = {}
-    failed: dict[str, str] = {}
     for name, on_folds in experiments.items():
         try:
             scores[name] = _score(name, on_folds, rows, task.meta.target, tell)
-        except Diverged as error:
+        except (Diverged, Unstable) as error:
             failed[name] = str(error)
-            tell(f"{name}: failed: {error}")
     found = Recommendation(scores, failed, dict(overrides))
     _write(found, root, task, rows, base, options)
     return found, root
@@ -204,14 +207,12 @@ def _score(
     """Run a candidate on every fold; its scores over all points."""
     probability = torch.zeros(len(target), experiments[0].task.classes)
     for k, (experiment, held) in enumerate(zip(experiments, rows, strict=True)):
-        chains = sample(experiment)
+        chains = sample(experiment.prepared())
         probability[held] = predictive(chains)
-        own = Scores.of(probability[held], target[held])
-        tell(
-            f"{name}, fold {k + 1} of {len(rows)}: log loss {own.log_loss.mean():.4f}, accuracy "
-            f"{own.right.mean():.4f}, {sum(chain.seconds for chain in chains):.0f} s"
-        )
-    return Scores.of(probability, target)
+        right = accuracy(probability[held], target[held])
+        seconds = sum(chain.seconds for chain in chains)
+        tell(f"{name}, fold {k + 1} of {len(rows)}: accuracy {right:.4f}, {seconds:.0f} s")
+    return Scores.of(probability, target, rows)
 
 
 def _write(
@@ -239,11 +240,13 @@ def _write(
             "label": task.meta.target.tolist(),
             "fold": fold.tolist(),
             "log_loss": {name: one.log_loss.tolist() for name, one in found.scores.items()},
+            "unscaled": {name: one.unscaled.tolist() for name, one in found.scores.items()},
             "right": {name: one.right.tolist() for name, one in found.scores.items()},
         },
         "versions": versions(),
         "warnings": list(task.warnings),
     }
+    root.mkdir(parents=True, exist_ok=True)  # no run has made it where all were refused
     with atomic_path(root / JSON) as path:
         path.write_text(json.dumps(about, indent=2) + "\n")
     with atomic_path(root / CSV) as path:

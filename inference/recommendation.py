@@ -2,13 +2,16 @@
 
 Every candidate predicts the same points, so candidates are compared point by point: the standard
 error of a mean difference is that of the paired differences, which is much smaller than that of
-either mean where some points are hard for all.
+either mean where some points are hard for all. Methods differ in how sure of themselves they are
+(wrong labels make some of them cautious) without being right more often, so the probabilities are
+brought to the same sharpness first: temperature scaling (Guo et al., 2017) with a temperature that
+other points than those scored have set.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +19,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import stats
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
 from torch import Tensor
 
 from bads_ppl.plots import HIGH, INK, empty_figure
@@ -30,18 +35,55 @@ class Scores:
     """How well one candidate predicts points that it has not seen.
 
     Attributes:
-        log_loss: (N,) minus the log of the predictive probability of the label, in nats.
+        log_loss: (N,) minus the log of the rescaled probability of the label, in nats.
+        unscaled: (N,) the same of the probability as it was predicted.
         right: (N,) bool, whether the label is the most probable class.
     """
 
     log_loss: NDArray[np.float64]
+    unscaled: NDArray[np.float64]
     right: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, probability: Tensor, target: Tensor) -> Scores:
-        """The scores of class probabilities (N, C) for labels (N,)."""
-        given = probability.double().gather(1, target[:, None])[:, 0].clamp_min(SMALLEST)
-        return cls(-given.log().numpy(), (probability.argmax(dim=1) == target).numpy())
+    def of(cls, probability: Tensor, target: Tensor, folds: Sequence[Tensor]) -> Scores:
+        """The scores of predictions, rescaled fold by fold by what the other folds say.
+
+        Args:
+            probability: (N, C) predictive class probabilities.
+            target: (N,) labels.
+            folds: rows of each fold, which part the points.
+        """
+        log_p = probability.double().clamp_min(SMALLEST).log().numpy()
+        label = target.numpy()
+        scaled = np.empty(len(label))
+        for fold in folds:
+            held = np.isin(np.arange(len(label)), fold.numpy())
+            power = fitted_power(log_p[~held], label[~held])
+            scaled[held] = log_loss(power * log_p[held], label[held])
+        return cls(scaled, log_loss(log_p, label), log_p.argmax(axis=1) == label)
+
+
+def log_loss(logits: NDArray[np.float64], label: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Cross-entropy (N,) in nats of logits (N, C)."""
+    own: NDArray[np.float64] = logits[np.arange(len(label)), label]
+    return np.asarray(logsumexp(logits, axis=1) - own)
+
+
+def fitted_power(log_p: NDArray[np.float64], label: NDArray[np.int64]) -> float:
+    """The power a (1 / temperature) at which probabilities p^a / sum p^a fit labels best.
+
+    The maximum a posteriori with log a ~ Normal(0, 1), which keeps few points, or points that are
+    all predicted right, from asking for certainty.
+
+    Args:
+        log_p: (N, C) log probabilities.
+        label: (N,) labels.
+    """
+
+    def energy(log_a: float) -> float:
+        return float(log_loss(math.exp(log_a) * log_p, label).sum() + log_a**2 / 2)
+
+    return math.exp(minimize_scalar(energy, bounds=(-4.0, 4.0), method="bounded").x)
 
 
 @dataclass(frozen=True)
@@ -50,7 +92,8 @@ class Rank:
 
     Attributes:
         name: the candidate.
-        log_loss: mean over points, in nats.
+        log_loss: mean over points, of rescaled probabilities, in nats.
+        unscaled: mean over points, of probabilities as they were predicted.
         accuracy: share of points whose label is the most probable class.
         difference: mean log loss minus that of the best, at least 0.
         error: standard error of that difference over points (paired); 0 for the best itself.
@@ -60,6 +103,7 @@ class Rank:
 
     name: str
     log_loss: float
+    unscaled: float
     accuracy: float
     difference: float
     error: float
@@ -84,8 +128,9 @@ def rank(scores: Mapping[str, Scores]) -> list[Rank]:
         paired = own.log_loss - best
         mean, error = float(paired.mean()), float(paired.std(ddof=1)) / math.sqrt(count)
         low, high = mean - quantile * error, mean + quantile * error
-        loss, accuracy = float(own.log_loss.mean()), float(own.right.mean())
-        ranks.append(Rank(name, loss, accuracy, mean, error, low, high))
+        loss, unscaled = float(own.log_loss.mean()), float(own.unscaled.mean())
+        accuracy = float(own.right.mean())
+        ranks.append(Rank(name, loss, unscaled, accuracy, mean, error, low, high))
     return ranks
 
 
@@ -152,6 +197,7 @@ class Recommendation:
                 "candidate": one.name,
                 "overrides": self.overrides[one.name],
                 "log_loss": one.log_loss,
+                "unscaled": one.unscaled,
                 "accuracy": one.accuracy,
                 "difference": one.difference,
                 "standard_error": one.error,
@@ -165,7 +211,7 @@ class Recommendation:
             {"candidate": name, "overrides": self.overrides[name], "failed": message}
             for name, message in self.failed.items()
         ]
-        columns = ["candidate", "overrides", "log_loss", "accuracy", "difference"]
+        columns = ["candidate", "overrides", "log_loss", "unscaled", "accuracy", "difference"]
         columns += ["standard_error", "low", "high", "near", "failed"]
         return pd.DataFrame(rows, columns=columns)
 
@@ -176,7 +222,9 @@ class Recommendation:
             f"{'candidate':{width}}  log loss  accuracy  difference (95 % interval)  standard error"
         ]
         for k, one in enumerate(self.ranks):
-            line = f"{one.name:{width}}  {one.log_loss:8.4f}  {one.accuracy:8.4f}"
+            line = (
+                f"{one.name:{width}}  {one.log_loss:8.4f}  {one.unscaled:8.4f}  {one.accuracy:8.4f}"
+            )
             if k:
                 interval = f"{one.difference:+.4f} ({one.low:+.4f} to {one.high:+.4f})"
                 line += f"  {interval:>28}  {one.error:.4f}{'  near' * one.near}"

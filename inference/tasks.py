@@ -41,6 +41,7 @@ class Task:
         sparsity: the share of train points to select unless the user says otherwise.
         right: (N_t,) bool, whether a point's label is right; None where all are.
         warnings: what a reader of the results must know.
+        texts: the N_t train points in words; None where they are no texts.
     """
 
     name: str
@@ -54,10 +55,16 @@ class Task:
     sparsity: float
     right: Tensor | None = None
     warnings: tuple[str, ...] = ()
+    texts: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         check_disjoint(self.train, self.meta)
         check_classes(self.test, self.meta)
+        if self.texts is not None and len(self.texts) != len(self.train):
+            raise InputError(
+                f"a task must have one text per train point, got {len(self.texts)} texts for "
+                f"{len(self.train)} points"
+            )
 
 
 def mnist(

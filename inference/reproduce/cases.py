@@ -72,6 +72,11 @@ METHODS = {
         Method("meta_only", ("method=meta_only",), 0.5),
         Method("random_select", ("method=random_select",)),
         Method("dup_meta", ("method=dup_meta",)),
+        # These score a super-batch in every step, or train proxies ahead.
+        Method("cds", ("method=cds",), 1.6, True),
+        Method("rho_loss", ("method=rho_loss",), 2.0, True),
+        Method("classact", ("method=classact",), 2.0, True),
+        Method("rds", ("method=rds",), 1.5),
     )
 }
 
@@ -138,14 +143,14 @@ def mnist(meta_per_class: int = 25) -> Setting:
 
 def cifar10(noise: float = 0.5, *, longer: bool = False) -> Setting:
     """Data denoising: a share `noise` of the train labels is wrong."""
-    task = ("task=cifar10", f"task.noise={noise:g}", "chains=1")
+    knobs = (f"task.noise={noise:g}", "chains=1")
     steps = {"trial": 4, "small": 2000, "paper": 20_000}
     if longer:
         steps = {"trial": 8, "small": 10_000, "paper": 200_000}
     options = {
         size: (
-            *(("task/size=paper",) if size == "paper" else ()),
-            *task,
+            "task=cifar10_paper" if size == "paper" else "task=cifar10",
+            *knobs,
             f"evaluate_every={max(1, count // 20)}",
             f"thinning={max(1, count // 100)}",
         )

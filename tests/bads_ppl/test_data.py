@@ -74,6 +74,18 @@ def test_plate_scales_log_probabilities_as_total_does(importance):
     assert float(found) == pytest.approx(float(batch.total(3 * value)))
 
 
+@pytest.mark.parametrize("importance", [None, torch.tensor([0.5, 2.0, 1.0, 4.0])])
+def test_rows_that_are_kept_count_as_they_did_in_the_batch(importance):
+    batch = points(6).batch(torch.tensor([1, 4, 0, 5]), importance)
+    places, value = torch.tensor([3, 1]), torch.tensor([-1.0, 3.0, 7.0, 2.0])
+    kept = batch.keep(places)
+    assert kept.index.tolist() == [5, 4] and kept.size == 6
+    assert torch.equal(kept.input, points(6).input[[5, 4]])
+    assert torch.equal(kept.target, points(6).target[[5, 4]])
+    member = torch.tensor([0.0, 1.0, 0.0, 1.0])
+    assert float(kept.total(value[places])) == pytest.approx(float(batch.total(member * value)))
+
+
 @pytest.mark.parametrize("weights", ["instance", "network"])
 def test_traced_log_density_on_full_data_is_the_potential_and_the_priors(weights):
     """Any Pyro handler and the kernel must see one and the same density."""

@@ -1,5 +1,6 @@
 from functools import partial
 
+import pyro
 import pytest
 import torch
 from pyro import poutine
@@ -8,7 +9,14 @@ from torch import nn
 from bads_ppl.data import Data
 from bads_ppl.errors import InputError
 from bads_ppl.losses import cross_entropy
-from bads_ppl.primitives import Restart, Revert, plate_sum, running_mean, sample_network
+from bads_ppl.primitives import (
+    Restart,
+    Revert,
+    plate_sum,
+    running_mean,
+    sample_network,
+    steps_taken,
+)
 from bads_ppl.priors import NormalPrior, SparsityPrior
 from bads_ppl.program import Impact, Parts, bind
 from bads_ppl.sgld import SGLD
@@ -89,6 +97,28 @@ def test_companions_must_look_back_one_step_at_least(make):
 
 
 # under SGLD, which keeps state over the steps
+
+
+def test_steps_are_those_of_the_kernel_and_none_without_one():
+    seen: list[int] = []
+
+    def program(train, meta):
+        network = sample_network("theta", module, NormalPrior())
+        seen.append(steps_taken())
+        pyro.factor("loss", -(network(torch.ones(1, 2)) ** 2).sum())
+
+    module = nn.Linear(2, 1)
+    poutine.trace(program).get_trace(None, None)
+    made = kernel(program, *two_sets(), clip=1.0)
+    seen.clear()
+    made.step(), made.step(), made.step()
+    assert seen == [0, 1, 2]
+    again = kernel(program, *two_sets(), clip=1.0)
+    again.load_state_dict(made.state_dict())
+    seen.clear()
+    again.step()
+    assert seen == [3]
+    assert poutine.trace(steps_taken).get_trace().nodes["_RETURN"]["value"] == 0
 
 
 @pytest.mark.parametrize("kind", ["simple", "exponential"])

@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 
 from bads_ppl.errors import InputError
-from bads_ppl.schedules import Constant, Polynomial, Warmdown, as_schedule, by_group
+from bads_ppl.schedules import Constant, Polynomial, Rescaled, Warmdown, as_schedule, by_group
 
 
 def test_a_number_is_constant():
@@ -24,6 +24,11 @@ def test_polynomial_is_the_schedule_of_welling_and_teh():
     schedule = Polynomial(0.5, offset=10.0, power=0.55)
     assert schedule(0) == pytest.approx(0.5 * 10**-0.55)
     assert schedule(90) == pytest.approx(0.5 * 100**-0.55)
+
+
+def test_a_rescaled_schedule_is_that_schedule_times_its_factor():
+    schedule = Rescaled(Warmdown(1.0, 0.1, 100), lambda step: 1 / (1 + step))
+    assert schedule(0) == 1.0 and schedule(50) == pytest.approx(0.55 / 51)
 
 
 def test_one_step_size_serves_all_groups():

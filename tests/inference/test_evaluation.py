@@ -10,7 +10,13 @@ from torch import nn
 
 from bads_ppl.data import Data
 from bads_ppl.losses import cross_entropy
-from inference.evaluation import TaskMonitor, accuracy, predictive, predictive_accuracy
+from inference.evaluation import (
+    TaskMonitor,
+    accuracy,
+    mean_scores,
+    predictive,
+    predictive_accuracy,
+)
 
 
 class Logits(nn.Module):
@@ -108,3 +114,27 @@ def test_the_state_of_a_monitor_continues_its_average(test_set):
     second.load_state_dict(state)
     second.on_evaluate(None, burnt_in=True)
     assert torch.equal(first.sum, second.sum) and int(second.count) == 2
+
+
+def test_scores_are_averaged_over_the_draws_of_all_chains_and_survive_a_checkpoint(test_set):
+    now = torch.tensor([0.0, 1.0])
+    train = Data(torch.zeros(2, 2), torch.zeros(2, dtype=torch.int64))
+    potential = SimpleNamespace(joint_potential=lambda train, meta: torch.tensor(7.0))
+    kernel = SimpleNamespace(latents=potential)
+
+    def begin() -> TaskMonitor:
+        groups: dict[str, torch.Tensor] = {}
+        sets = (train, train, test_set)
+        scores = lambda _: now
+        return TaskMonitor(Logits(), cross_entropy, *sets, groups, lambda _: now, 2, False, scores)
+
+    first, resumed = begin(), begin()
+    first.on_draw(kernel)
+    resumed.load_state_dict({name: value.clone() for name, value in first.state_dict().items()})
+    now = torch.tensor([3.0, 4.0])
+    resumed.on_draw(kernel)
+    second = begin()
+    second.on_draw(kernel)
+    chains = [SimpleNamespace(monitor=one) for one in (resumed, second)]
+    assert mean_scores(chains).tolist() == pytest.approx([2.0, 3.0])
+    assert mean_scores([SimpleNamespace(monitor=monitor(Logits(), test_set, [0.5]))]) is None

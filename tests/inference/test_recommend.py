@@ -73,6 +73,12 @@ def test_every_meta_point_is_predicted_once_by_runs_that_have_not_seen_it(
             known = torch.cat([run.task.meta.ids, run.setup.train.ids])
             assert not torch.isin(run.task.test.ids, known).any()
             assert len(run.task.meta) + len(run.task.test) == 50
+    points = read(tmp_path)["points"]
+    for k, run in enumerate(seen[:3]):
+        held = {
+            one for one, fold in zip(points["id"], points["fold"], strict=True) if fold == k + 1
+        }
+        assert held == set(run.task.test.ids.tolist())
 
 
 def test_the_test_set_does_not_enter(done, ask, tmp_path, monkeypatch):
@@ -167,23 +173,30 @@ def test_other_settings_in_the_same_folder_are_refused(done, ask):
     assert (folder / "recommendation.json").read_bytes() == before
 
 
-WILD = "method.learning_rate=1e9 method.clip=1e30"
+WILD = "method=mixing method.learning_rate=1e9 method.clip=1e30"
+STIFF = "model=joint prior.sparsity_scale=1e-4"
 
 
-def test_a_candidate_that_diverges_is_recorded_and_the_others_go_on(ask, tmp_path):
-    code, out, err = ask(f"run_dir={tmp_path}", *TWO, "--add", f"wild: method=mixing {WILD}")
+@pytest.mark.parametrize(
+    ("options", "message"), [(WILD, "the chain diverged"), (STIFF, "run away: take step_size")]
+)
+def test_a_candidate_that_cannot_run_is_recorded_and_the_others_go_on(
+    options, message, ask, tmp_path
+):
+    code, out, err = ask(f"run_dir={tmp_path}", *TWO, "--add", f"bad: {options}")
     assert code == 0, err
-    failed = next(row for row in read(tmp_path)["candidates"] if row["candidate"] == "wild")
-    assert "the chain diverged" in failed["failed"] and failed["log_loss"] is None
-    assert "wild" in out and "failed: the chain diverged" in out
+    failed = next(row for row in read(tmp_path)["candidates"] if row["candidate"] == "bad")
+    assert message in failed["failed"] and failed["log_loss"] is None
+    assert any(line.startswith("bad ") and message in line for line in out.splitlines())
     assert set(read(tmp_path)["points"]["right"]) == {"mixing", "only"}
 
 
-def test_it_fails_where_every_candidate_does(ask, tmp_path):
-    wild = ("--candidate", f"a: method=mixing {WILD}", "--candidate", f"b: method=mixing {WILD}")
-    code, out, _ = ask(f"run_dir={tmp_path}", *wild)
+@pytest.mark.parametrize("options", [WILD, STIFF])
+def test_it_fails_where_every_candidate_does(options, ask, tmp_path):
+    bad = ("--candidate", f"a: {options}", "--candidate", f"b: {options}")
+    code, out, _ = ask(f"run_dir={tmp_path / 'runs'}", *bad)
     assert code == 1 and "No recommendation: every candidate failed." in out
-    assert read(tmp_path)["recommended"] is None
+    assert read(tmp_path / "runs")["recommended"] is None
 
 
 def test_its_runs_are_no_runs_for_the_report(done):

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from inference.recommendation import SMALLEST, Recommendation, Scores, rank
+from inference.recommendation import SMALLEST, Recommendation, Scores, fitted_power, log_loss, rank
 
 
 def scores(losses: list[float], right: list[bool] | None = None) -> Scores:
-    return Scores(np.array(losses), np.array(right if right else [True] * len(losses)))
+    found = np.array(losses)
+    return Scores(found, 2 * found, np.array(right if right else [True] * len(losses)))
 
 
 def recommendation(failed: dict[str, str] | None = None, **candidates: Scores) -> Recommendation:
@@ -25,12 +26,47 @@ BETTER, WORSE = [1.0, 2.0, 3.0, 6.0], [1.5, 2.0, 4.0, 6.5]
 """Paired differences .5, 0, 1, .5: mean .5, variance (0 + .25 + .25 + 0) / 3."""
 
 
+HALVES = [torch.tensor([0, 2]), torch.tensor([1, 3])]
+
+
 def test_scores_are_of_the_probability_of_the_label():
-    probability = torch.tensor([[0.25, 0.75], [0.9, 0.1], [1.0, 0.0]])
-    found = Scores.of(probability, torch.tensor([1, 1, 1]))
-    assert found.log_loss[:2] == pytest.approx([-math.log(0.75), -math.log(0.1)])
-    assert found.log_loss[2] == pytest.approx(-math.log(SMALLEST))  # not infinite
-    assert found.right.tolist() == [True, False, False]
+    probability = torch.tensor([[0.25, 0.75], [0.9, 0.1], [1.0, 0.0], [0.5, 0.5]])
+    found = Scores.of(probability, torch.tensor([1, 1, 1, 0]), HALVES)
+    wanted = [-math.log(0.75), -math.log(0.1), -math.log(SMALLEST), math.log(2)]  # not infinite
+    assert found.unscaled == pytest.approx(wanted, abs=1e-6)
+    assert found.right.tolist() == [True, False, False, True]
+
+
+def test_probabilities_are_rescaled_by_what_the_other_fold_says():
+    probability = torch.tensor([[0.6, 0.4], [0.3, 0.7], [0.8, 0.2], [0.1, 0.9]])
+    target = torch.tensor([0, 1, 1, 0])
+    found = Scores.of(probability, target, HALVES).log_loss
+    log_p = probability.double().log().numpy()
+    power = fitted_power(log_p[[1, 3]], target[[1, 3]].numpy())
+    assert found[[0, 2]] == pytest.approx(log_loss(power * log_p[[0, 2]], target[[0, 2]].numpy()))
+    own_changed = Scores.of(probability, torch.tensor([0, 1, 0, 0]), HALVES).log_loss
+    assert own_changed[0] == found[0] and own_changed[1] != found[1]
+
+
+def test_the_power_is_that_at_which_probabilities_come_true():
+    log_p = np.log(np.tile([0.6, 0.4], (5000, 1)))
+    often = (np.arange(5000) % 10 == 0).astype(np.int64)  # nine of ten are of the first class
+    assert fitted_power(log_p, often) == pytest.approx(math.log(9) / math.log(1.5), rel=0.01)
+
+
+def test_a_few_points_that_are_all_right_do_not_ask_for_certainty():
+    log_p = np.log(np.tile([0.9, 0.1], (5, 1)))
+    assert 1 < fitted_power(log_p, np.zeros(5, dtype=np.int64)) < 3
+
+
+def test_a_method_that_is_only_less_sure_is_not_told_apart():
+    draw = torch.Generator().manual_seed(0)
+    sure = (3 * torch.randn(200, 4, generator=draw)).softmax(dim=1)
+    target = torch.multinomial(sure, 1, generator=draw)[:, 0]
+    folds = list(torch.arange(200).split(100))
+    cautious = Scores.of((0.3 * sure.log()).softmax(dim=1), target, folds)
+    first, other = rank({"sure": Scores.of(sure, target, folds), "cautious": cautious})
+    assert other.difference < 0.01 and abs(other.unscaled - first.unscaled) > 0.2
 
 
 def test_the_standard_error_is_that_of_the_paired_differences():

@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from bads_ppl.checkpoint import load_checkpoint
+from inference.methods import METHODS
 from inference.run import CONFIGS
 
 LONG = (
@@ -117,7 +118,7 @@ def test_help_explains_every_knob(call):
     assert outcome.code == 0
     for name in configuration():
         assert name in outcome.out, name
-    for choice in ("mnist10", "random_select", "joint", "network", "paper", "custom"):
+    for choice in ("mnist10", "joint", "network", "paper", "custom", *METHODS):
         assert choice in outcome.out
     assert "more: closer to the posterior, longer" in outcome.out and "Exit codes" in outcome.out
 
@@ -290,7 +291,8 @@ def damage(path: Path, at: int, value: int) -> None:
 def test_small_files_of_ones_own_run(command, tmp_path, results):
     write_mnist(tmp_path / "data")
     folder = tmp_path / "run"
-    outcome = command(*FILES, f"data.root={tmp_path / 'data'}", "sparsity=0.2", f"run_dir={folder}")
+    options = ("sparsity=0.2", "sampler.train_batch=6", "sampler.meta_batch=2", f"run_dir={folder}")
+    outcome = command(*FILES, f"data.root={tmp_path / 'data'}", *options)
     assert outcome.code == 0, outcome.err
     assert results(folder)["dataset"] == "mnist" and results(folder)["warnings"] == []
 

@@ -192,6 +192,15 @@ def test_a_task_refuses_sets_that_share_points():
         replace(task, meta=meta)
 
 
+def test_a_task_has_one_text_per_train_point_or_none():
+    task = digits(mnist)
+    assert task.texts is None
+    texts = [f"point {k}" for k in range(len(task.train))]
+    assert replace(task, texts=texts).texts == texts
+    with pytest.raises(InputError, match=f"got {len(texts) - 1} texts for {len(texts)} points"):
+        replace(task, texts=texts[1:])
+
+
 def test_a_task_refuses_a_meta_set_that_lacks_a_class_of_the_test():
     task = digits(mnist10)
     meta = task.meta.subset((task.meta.target != 7).nonzero().flatten())

@@ -20,6 +20,15 @@ def test_lenet5_has_the_parameters_of_the_original():
     assert sum(p.numel() for p in LeNet5(10).parameters()) == 61_706
 
 
+def test_a_narrower_lenet5_has_fewer_parameters_and_the_same_shapes():
+    narrow = LeNet5(10, width=3)
+    assert narrow(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    assert last_linear(narrow).in_features == 42
+    assert sum(p.numel() for p in narrow.parameters()) < 61_706 / 3
+    with pytest.raises(InputError, match="width must be at least 1 channel, got 0"):
+        LeNet5(10, width=0)
+
+
 @pytest.mark.parametrize(("depth", "count"), [(20, 269_722), (32, 464_154)])
 def test_resnets_have_the_parameters_of_the_paper(depth, count):
     """0.27 and 0.46 million in Table 6 of He et al. (2016)."""

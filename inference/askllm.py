@@ -1,0 +1,231 @@
+"""Asking a language model which texts are informative for a job (Ask-LLM; Sachdeva et al., 2024).
+
+The model sees a text and a question, and a text's score is the probability that its next token is
+"yes". Any causal or sequence-to-sequence model of `transformers` will do, by its id or from a local
+folder; weights must be safetensors, and code that comes with a model is not run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bads_ppl.errors import InputError
+from inference.scores import Points, score_table
+
+YES = ("yes", "Yes", "YES", " yes", " Yes", " YES")
+"""Ways to begin the answer; tokenizers differ in how they write them."""
+
+PROMPT = """###
+{text}
+###
+Above, between the lines of ###, is one example of the data that a model could be trained on. Would
+training on it help the model with {job}? An informative example is correct, clearly written, and \
+like what the job needs.
+Options:
+- yes
+- no
+Answer:"""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Who is asked, and about what.
+
+    Attributes:
+        model: id or local folder of a language model.
+        job: what an example should be informative for, in words.
+        batch: texts per forward pass, at least 1.
+        max_tokens: tokens of a text that are shown, at least 1; longer ones are cut.
+
+    Raises:
+        InputError: for numbers out of range.
+    """
+
+    model: str
+    job: str
+    batch: int = 8
+    max_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+def ask(
+    texts: Sequence[str],
+    question: Question,
+    *,
+    cache: Path,
+    device: torch.device,
+    chunk: int = 256,
+    progress: bool | None = None,
+) -> Tensor:
+    """P("yes") (N,) in [0, 1] for each text, from the cache or computed and put there.
+
+    What is cached is found by the content of the texts and of the model: a local folder's files, or
+    the commit of an id.
+
+    Args:
+        texts: the N texts.
+        question: who is asked about what.
+        cache: folder of score tables.
+        device: where the model runs.
+        chunk: texts between two writes.
+        progress: show a progress bar; None: when standard error is a terminal.
+
+    Raises:
+        InputError: if the model cannot be had or has no token for yes.
+    """
+    about = {
+        "model": _version(question.model),
+        "prompt": PROMPT,
+        "job": question.job,
+        "max_tokens": question.max_tokens,
+    }
+    judge: list[Judge] = []  # loaded once there is something to score
+
+    def compute(rows: Tensor) -> Tensor:
+        if not judge:
+            judge.append(Judge.load(question.model, device))
+        return judge[0].probability([texts[row] for row in rows.tolist()], question)
+
+    return score_table(
+        cache,
+        "askllm",
+        Points.of_texts(texts),
+        compute,
+        about,
+        chunk=chunk,
+        progress=progress,
+    )
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A language model with its tokenizer.
+
+    Attributes:
+        model: in eval mode.
+        tokenizer: pads on the right.
+        yes: (K,) ids of the tokens with which the answer yes begins.
+    """
+
+    model: Any
+    tokenizer: Any
+    yes: Tensor
+
+    @classmethod
+    def load(cls, name: str, device: torch.device) -> Judge:
+        """The model of an id or a local folder.
+
+        Raises:
+            InputError: if it cannot be had or has no token for yes.
+        """
+        from transformers import (
+            AutoConfig,
+            AutoModelForCausalLM,
+            AutoModelForSeq2SeqLM,
+            AutoTokenizer,
+        )
+        from transformers.utils import logging
+
+        if not sys.stderr.isatty():
+            logging.disable_progress_bar()
+
+        try:
+            config = AutoConfig.from_pretrained(name)
+            kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+            model = kind.from_pretrained(name, use_safetensors=True)
+            tokenizer = AutoTokenizer.from_pretrained(name, padding_side="right")
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(
+                f"language model {name!r} cannot be had ({' '.join(str(error).split())}): give the "
+                "id of a causal or sequence-to-sequence model, or a folder with its config, "
+                "safetensors weights and tokenizer"
+            ) from error
+        if tokenizer.pad_token is None:  # never seen: padding is masked
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+        return cls(model.to(device).eval(), tokenizer, yes_tokens(tokenizer, name).to(device))
+
+    @torch.no_grad()
+    def probability(self, texts: Sequence[str], question: Question) -> Tensor:
+        """P("yes") (N,) for each text."""
+        shown = [self._cut(text, question.max_tokens) for text in texts]
+        prompts = [PROMPT.format(text=text, job=question.job) for text in shown]
+        order = sorted(range(len(prompts)), key=lambda k: len(prompts[k]))  # little to pad
+        found = torch.empty(len(prompts))
+        for start in range(0, len(order), question.batch):
+            places = order[start : start + question.batch]
+            logits = self._next([prompts[k] for k in places]).float()
+            found[places] = logits.softmax(1)[:, self.yes].sum(1).cpu()
+        return found
+
+    def _cut(self, text: str, tokens: int) -> str:
+        """The text's first tokens, so that the question is never cut off."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) <= tokens:
+            return text
+        short: str = self.tokenizer.decode(ids[:tokens], skip_special_tokens=True)
+        return short
+
+    def _next(self, prompts: list[str]) -> Tensor:
+        """Logits (B, V) of the first token of the answers."""
+        batch = self.tokenizer(prompts, return_tensors="pt", padding=True).to(self.model.device)
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        if self.model.config.is_encoder_decoder:
+            start = torch.full_like(ids[:, :1], self.model.config.decoder_start_token_id)
+            output = self.model(input_ids=ids, attention_mask=mask, decoder_input_ids=start)
+            logits: Tensor = output.logits[:, 0]
+            return logits
+        last = mask.sum(1) - 1
+        logits = self.model(input_ids=ids, attention_mask=mask).logits
+        return logits[torch.arange(len(ids), device=ids.device), last]
+
+
+def yes_tokens(tokenizer: Any, name: str) -> Tensor:
+    """Ids (K,) of the single tokens that say yes, with or without a capital or a space before.
+
+    Raises:
+        InputError: if the tokenizer has none.
+    """
+    found = set()
+    for way in YES:
+        ids = tokenizer(way, add_special_tokens=False)["input_ids"]
+        if len(ids) > 1 and tokenizer.decode(ids[:1]).strip() == "":
+            ids = ids[1:]  # the space is a token of its own
+        if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
+            found.add(ids[0])
+    if not found:
+        raise InputError(f"language model {name!r} has no single token for yes: take another model")
+    return torch.tensor(sorted(found))
+
+
+def _version(name: str) -> str:
+    """What tells versions of a model apart: a hash of a folder's files, or an id's commit."""
+    folder = Path(name)
+    if not folder.is_dir():
+        from transformers import AutoConfig
+
+        try:
+            return f"{name}@{AutoConfig.from_pretrained(name)._commit_hash}"
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"language model {name!r} is no folder, and its config cannot be had by that id "
+                f"({' '.join(str(error).split())}): give a local folder"
+            ) from error
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(folder.glob("*")):
+        if path.suffix in (".safetensors", ".json", ".model", ".txt"):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "blake2b").digest())
+    return digest.hexdigest()
