@@ -47,6 +47,7 @@ class Method:
         options: of `inference.run`.
         cost: of a step, in steps of plain training; for estimates of time only.
         weighs: whether it finds weights, which figures can show.
+        proxy_steps: of networks that it trains ahead; in a trial it trains them hardly at all.
         sizes: at which it is run.
     """
 
@@ -54,6 +55,7 @@ class Method:
     options: tuple[str, ...]
     cost: float = 1.0
     weighs: bool = False
+    proxy_steps: int = 0
     sizes: tuple[str, ...] = tuple(SIZES)
 
 
@@ -66,17 +68,16 @@ METHODS = {
         # The paper's model, with weights that part as far as docs/results.md found useful.
         Method("bads_joint", ("method=bads", "model=joint", "impact.weight=20"), 1.2, True),
         # All of the paper's own settings, which need its number of steps.
-        Method("bads_paper", ("method=bads", PRESET), 1.2, True, ("paper",)),
+        Method("bads_paper", ("method=bads", PRESET), 1.2, True, sizes=("paper",)),
         Method("blo", ("method=blo",), 2.6, True),
         Method("mixing", ("method=mixing",)),
         Method("meta_only", ("method=meta_only",), 0.5),
         Method("random_select", ("method=random_select",)),
         Method("dup_meta", ("method=dup_meta",)),
-        # These score a super-batch in every step, or train proxies ahead.
-        Method("cds", ("method=cds",), 1.6, True),
-        Method("rho_loss", ("method=rho_loss",), 2.0, True),
-        Method("classact", ("method=classact",), 2.0, True),
-        Method("rds", ("method=rds",), 1.5),
+        Method("cds", ("method=cds",), 1.6, True, proxy_steps=1500),
+        Method("rho_loss", ("method=rho_loss",), 2.0, True, proxy_steps=1500),
+        Method("classact", ("method=classact",), 2.0, True, proxy_steps=1500),
+        Method("rds", ("method=rds",), proxy_steps=1500),
     )
 }
 
@@ -251,19 +252,21 @@ class Case:
         """Of `inference.run`, without the seed."""
         setting = self.setting
         preset = setting.preset if PRESET in self.method.options else ()
+        hasty = size == "trial" and self.method.proxy_steps
         return (
             *setting.options[size],
             f"steps={setting.steps[size]}",
             *self.method.options,
             *preset,
+            *(("method.proxy.steps=10",) if hasty else ()),
             *self.variant.options(setting, size),
         )
 
     def seconds(self, size: str) -> float:
         """About how long a run takes on one core ("paper": on an accelerator)."""
         setting = self.setting
-        steps = setting.steps[size] * setting.step_ms[size] / 1000
-        return setting.start_s[size] + steps * self.method.cost
+        steps = setting.steps[size] * self.method.cost + self.method.proxy_steps * (size != "trial")
+        return setting.start_s[size] + steps * setting.step_ms[size] / 1000
 
 
 def every_method(*settings: Setting, weighs: bool = False) -> tuple[Case, ...]:

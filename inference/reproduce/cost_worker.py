@@ -112,8 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def serve(kind: str, options: Sequence[str]) -> None:
     """Prepare, say so, and take steps until standard input ends."""
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:  # which stays empty
-        experiment = prepare(*compose_run([*options, f"run_dir={folder}"], kind))
+    with tempfile.TemporaryDirectory() as folder:  # nothing of what was prepared before is used
+        where = [f"run_dir={folder}/run", f"cache={folder}/cache"]
+        experiment = prepare(*compose_run([*options, *where], kind)).prepared()
     device = experiment.device
     memory = Memory(device, [experiment.setup.train, experiment.task.meta])
     step = plain_step(experiment) if kind == PLAIN else first_kernel(experiment).step

@@ -177,8 +177,14 @@ class CostJob:
         size = self.place.size
         steps = WARM_UP + STEPS[size] * ROUNDS[size]
         each = steps * self.setting.step_ms[size] / 1000
-        costs = [1.0, *(case.method.cost for case in self.cases)]
-        return sum(self.setting.start_s[size] + each * cost for cost in costs)
+        methods = [METHODS["mixing"], *(case.method for case in self.cases)]
+        ahead = sum(method.proxy_steps for method in methods) * (size != "trial")
+        started = self.setting.start_s[size] * len(methods)
+        return (
+            started
+            + each * sum(method.cost for method in methods)
+            + ahead * self.setting.step_ms[size] / 1000
+        )
 
     def options(self) -> list[str]:
         """Those of plain training: what the baseline without a choice sees, but no kernel."""
