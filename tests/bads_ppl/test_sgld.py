@@ -105,13 +105,13 @@ def small_joint(weights: str) -> Parts:
 
 @pytest.fixture
 def nuts_draws(shared):
-    """Draws of w and theta (400, 26) by NUTS from the joint program, by kind of weights."""
+    """Draws of w and theta (600, 26) by NUTS from the joint program, by kind of weights."""
 
     def draw(weights: str) -> torch.Tensor:
         train, meta = (data.full() for data in logistic_data())
         program = bind(joint, small_joint(weights))
         pyro.set_rng_seed(0)
-        nuts = MCMC(NUTS(program), num_samples=400, warmup_steps=150, disable_progbar=True)
+        nuts = MCMC(NUTS(program), num_samples=600, warmup_steps=200, disable_progbar=True)
         nuts.run(train, meta)
         found = nuts.get_samples()
         w = [
