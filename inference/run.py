@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -24,8 +25,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bads_ppl.chains import Stopped
 from bads_ppl.errors import Diverged, InputError
-from inference.experiment import Choices, run
+from inference.experiment import prepare, sample
+from inference.folder import Choices
 from inference.options import Schema
+from inference.outcome import report
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +60,18 @@ def compose_run(options: Sequence[str], who: str) -> tuple[DictConfig, Choices]:
     with open_dict(config):
         del config.hydra
     return config, choices
+
+
+def run(config: DictConfig, choices: Choices) -> dict[str, Any]:
+    """Run one experiment and write its folder; returns what stands in results.json.
+
+    Raises:
+        InputError: for wrong settings or data, or a folder that holds another run.
+        Diverged: if a chain diverges.
+        Stopped: after SIGINT or SIGTERM, with a checkpoint.
+    """
+    experiment = prepare(config, choices).prepared()
+    return report(experiment, sample(experiment))
 
 
 @contextmanager

@@ -19,8 +19,7 @@ import yaml
 from PIL import Image
 
 from bads_ppl.errors import InputError
-
-RESULTS, CONFIG, METRICS = "results.json", "config.yaml", "metrics.jsonl"
+from inference.folder import CONFIG, METRICS, RESULTS
 
 
 @dataclass

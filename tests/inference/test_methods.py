@@ -19,10 +19,11 @@ from bads_ppl.program import Impact, Parts, bind
 from bads_ppl.sgld import SGLD
 from bads_ppl.weights import FixedWeights, InstanceWeights, WeightNetwork
 from inference import askllm
-from inference.methods import METHODS, Given, Setup, instance_weights, method, network_weights
+from inference.methods import METHODS, instance_weights, method, network_weights
 from inference.options import ProxyOptions
 from inference.proxies import Proxies
 from inference.scores import Points
+from inference.setups import Given, Setup
 from inference.tasks import Task
 from models.joint import joint
 from models.normalised import normalised
