@@ -137,6 +137,7 @@ def prepare(config: DictConfig, choices: Choices, task: Task | None = None) -> E
         names=(choices.model, choices.weights),
         seed=config.seed,
         proxies=make_proxies(config, task, device),
+        train_batch=config.sampler.train_batch,
     )
     setup = method(choices.method, config.method.rule)(task, given)
     if config.method.prior_scale is None:
@@ -289,14 +290,16 @@ def make_sampler(
     temperature = dict.fromkeys(networks, config.method.temperature)
     clip = dict.fromkeys(networks, config.method.clip)
     sampler: partial[MinibatchKernel] = build(config.sampler, "sampler")
+    schedule = dict.fromkeys(networks, config.schedule)
     minibatches, train_batch = "uniform", config.sampler.train_batch
-    if train_batch is None:
+    if setup.membership is not None:
         train_batch = setup.train_batch
     if setup.latent:
         step_size[config.weights.group] = config.weights.step_size
         temperature[config.weights.group] = 0 if setup.optimises else config.weights.temperature
         clip[config.weights.group] = config.weights.clip
         minibatches = config.weights.minibatches
+        schedule[config.weights.group] = config.weights.schedule or config.schedule
         for group, eta in config.step_sizes.items():
             step_size[str(group)] = eta / len(setup.train)
     elif train_batch is not None and len(setup.train) < len(task.train):
@@ -305,7 +308,9 @@ def make_sampler(
         sampler,
         train_batch=train_batch,
         step_size={
-            group: Rescaled(named(config.schedule, eta, plan.first), setup.step_factor)
+            group: Rescaled(
+                named(schedule.get(group, config.schedule), eta, plan.first), setup.step_factor
+            )
             for group, eta in step_size.items()
         },
         temperature=temperature,

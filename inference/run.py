@@ -40,8 +40,14 @@ def task_label(name: str, value: int, default: int) -> str:
     return name if value == default else f"{name}-{value}"
 
 
+def share(of: int, part: float) -> int:
+    """A part of a number of steps, at least 1."""
+    return max(1, round(of * part))
+
+
 ConfigStore.instance().store("schema", Schema)
 OmegaConf.register_new_resolver("task_label", task_label, replace=True)
+OmegaConf.register_new_resolver("share", share, replace=True)
 
 
 def compose_run(options: Sequence[str], who: str) -> tuple[DictConfig, Choices]:

@@ -27,12 +27,15 @@ from inference.similarity import Embedded, likeness
 from inference.tasks import Task
 from models.selective import Membership, Share, choose, selective
 
+MOST = 500
+"""Rows of a super-batch, unless the user asks for more."""
+
 
 def cds(
     task: Task,
     given: Given,
     *,
-    super_batch: int = 500,
+    super_batch: int | None = None,
     half_life: float = 100.0,
     tuning_steps: int = 100,
     tuning_rate: float = 0.01,
@@ -46,7 +49,8 @@ def cds(
     Args:
         task: the task.
         given: what every method is given.
-        super_batch: train rows that a step chooses from.
+        super_batch: train rows that a step chooses from; None: as many as make
+            `given.train_batch` the share beta of them, `MOST` at most.
         half_life: steps in which the share that is kept halves from 1.
         tuning_steps: steps of the second proxy on D_m.
         tuning_rate: its learning rate, on the mean loss.
@@ -66,7 +70,7 @@ def cds(
     return _scored(task, given, "cds", scores, build)
 
 
-def rho_loss(task: Task, given: Given, *, super_batch: int = 500) -> Setup:
+def rho_loss(task: Task, given: Given, *, super_batch: int | None = None) -> Setup:
     """Reducible loss (Mindermann et al., 2022): theta's loss minus that of a proxy trained on D_m.
 
     Each step trains on the share beta of its super-batch whose reducible loss is largest.
@@ -82,7 +86,7 @@ def rho_loss(task: Task, given: Given, *, super_batch: int = 500) -> Setup:
 
 
 def classact(
-    task: Task, given: Given, *, super_batch: int = 500, temperature: float = 1.0
+    task: Task, given: Given, *, super_batch: int | None = None, temperature: float = 1.0
 ) -> Setup:
     """Learnability under small networks (ClassAct; Evans et al., 2023).
 
@@ -187,13 +191,16 @@ def _selective(
     task: Task,
     given: Given,
     share: Share,
-    super_batch: int,
+    super_batch: int | None,
     loss_of: Literal["theta", "learner"] | None = None,
     temperature: float | None = None,
     *,
     scores: Tensor,
 ) -> Setup:
     """Theta trains on the part of each super-batch that scores highest."""
+    if super_batch is None:
+        kept = 100 if given.train_batch is None else given.train_batch
+        super_batch = max(kept, min(round(kept / share.floor), MOST))
     if super_batch < 1:
         raise InputError(f"method.rule.super_batch must be at least 1 row, got {super_batch}")
     model = partial(

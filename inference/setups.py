@@ -38,7 +38,7 @@ class Setup:
             highest.
         scores: (N_t,) scores that were known ahead, on the CPU; more: selected first. Where theta
             trains on a part of each batch they are what stays the same of the scores.
-        train_batch: rows of the train set per step, where the method has a number of its own.
+        train_batch: rows of the train set that a step chooses from, where it chooses.
         learner: builds a chain's second network, which takes theta's step size.
         prepare: makes the setup with scores from the one where all are equal: trains proxies.
     """
@@ -95,6 +95,7 @@ class Given:
         names: model and weights, as the configuration calls them.
         seed: source of a method's own randomness.
         proxies: trains proxies and scores the train points with them.
+        train_batch: train rows that theta is trained on in a step; None: 100, or all.
     """
 
     model: Model
@@ -104,6 +105,7 @@ class Given:
     names: tuple[str, str]
     seed: int
     proxies: Proxies
+    train_batch: int | None = None
 
 
 def chosen(task: Task, rows: Tensor) -> Setup:
