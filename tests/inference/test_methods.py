@@ -191,6 +191,25 @@ def test_selective_methods_keep_the_share_beta_of_a_super_batch(name):
         setup(name, super_batch=0)
 
 
+@pytest.mark.parametrize("name", SELECTIVE)
+@pytest.mark.parametrize(
+    ("train_batch", "rows"),
+    [(4, 16), (1, 4), (16, TRAIN), (None, TRAIN)],  # no more than there are
+)
+def test_a_super_batch_is_one_of_which_a_batch_is_kept(name, train_batch, rows):
+    found = method(name)(task(), replace(given(task()), train_batch=train_batch))
+    assert found.train_batch == rows
+
+
+def test_a_super_batch_is_bounded_but_holds_the_batch_that_is_kept(monkeypatch):
+    monkeypatch.setattr("inference.scored_methods.MOST", 10)
+    rows = [
+        method("rho_loss")(task(), replace(given(task()), train_batch=kept)).train_batch
+        for kept in (2, 4, 12)
+    ]
+    assert rows == [8, 10, 12]
+
+
 @pytest.mark.parametrize("name", [*SELECTIVE, "rds"])
 def test_scores_tell_right_labels_from_wrong_ones_where_most_are_wrong(name, tmp_path):
     of = noisy_task()
