@@ -115,9 +115,9 @@ def test_symmetric_noise_replaces_the_share_that_was_asked_for(tmp_path):
     found, clean = task(tmp_path), task(tmp_path, noise=0.0)
     assert len(found.train) == 200 and len(found.meta) == 50 and len(found.test) == 20
     assert torch.equal(found.right, found.train.target == clean.train.target)
-    assert int((~found.right).sum()) == 100 and found.sparsity == 0.5
+    assert int((~found.right).sum()) == 100 and found.sparsity == 0.25
     assert torch.equal(found.groups["noisy"], ~found.right) and found.high == ("clean",)
-    assert clean.sparsity < 1
+    assert clean.sparsity == 0.5
 
 
 def test_asymmetric_noise_takes_classes_for_those_that_look_alike(tmp_path):
@@ -174,6 +174,11 @@ def test_the_size_for_two_cores_has_settings_of_its_own_which_go_with_its_parts(
     assert config.method.learning_rate == longer.method.learning_rate == 1.0
     assert of("method.learning_rate=.5").method.learning_rate == 0.5
     assert (config.weights.schedule, config.model.loss_contrast) == ("constant", 4.0)
+    assert (
+        of("method=meta_only").sampler.meta_batch
+        == 100
+        == sum(config.sampler[name] for name in ("train_batch", "meta_batch"))
+    )
     other = of("model=joint", "weights=network")
     assert other.weights.schedule is None and "loss_contrast" not in other.model
     assert of("task=mnist10_noise").model.loss_contrast == 2.0
