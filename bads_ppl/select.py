@@ -41,6 +41,9 @@ LEARNING_RATE = 0.3
 WEIGHT_STEP = {"w": 0.2, "phi": 1e-5}
 """Default steps eta of the weights."""
 
+WEIGHT_TEMPERATURE = {"w": 0.2, "phi": 1.0}
+"""Default temperatures of the weights."""
+
 CLIP = {"theta": 0.3, "w": 3.0}
 """Longest drifts in a step: of theta, and of a weight's logit."""
 
@@ -59,6 +62,7 @@ def select(
     plan: Plan | None = None,
     step_size: Mapping[str, float | Schedule] | None = None,
     temperature: float | None = None,
+    weight_temperature: float | None = None,
     sparsity_scale: float | None = None,
     prior_scale: float | None = None,
     impact: Impact | None = None,
@@ -90,7 +94,11 @@ def select(
         plan: length of the chains; default 1,500 steps, half of them burn-in.
         step_size: eta by group, in place of the defaults: "theta", and "w" or "phi".
         temperature: T of theta; 1 samples the posterior, less stays closer to its mode; default
-            `default_temperature`. That of the weights is 1.
+            `default_temperature`.
+        weight_temperature: T of the weights; 1 is their full spread. Default 1 for a weight network
+            and 0.2 for instance weights: a point is visited rarely, and less noise tells right from
+            wrong labels better in chains of the default length (docs/results.md). A calibrated
+            posterior takes model="joint" and 1 for both.
         sparsity_scale: sigma of (8) in points; default 2 % of the target, at least 0.5.
         prior_scale: sd of every network parameter; default `default_scale`.
         impact: impact constants (24), (25), default 1. With model="joint" a point's own loss then
@@ -127,6 +135,8 @@ def select(
     impact = impact if impact is not None else Impact()
     group = "w" if weights == "instance" else "phi"
     steps = {"theta": 2 * LEARNING_RATE / points, group: WEIGHT_STEP[group], **(step_size or {})}
+    if weight_temperature is None:
+        weight_temperature = WEIGHT_TEMPERATURE[group]
     plan = plan if plan is not None else Plan(1500)
     first: list[nn.Module] = []
 
@@ -145,7 +155,7 @@ def select(
             bind(program_model, parts),
             step_size=steps,
             generator=generator,
-            temperature={"theta": temperature},
+            temperature={"theta": temperature, group: weight_temperature},
             clip={name: bound for name, bound in CLIP.items() if name in ("theta", group)},
             train_batch=train_batch,
             meta_batch=meta_batch,
@@ -173,7 +183,7 @@ def select(
                 "weights": weights,
                 "loss": describe(loss),
                 "step_size": {name: describe(value) for name, value in steps.items()},
-                "temperature": temperature,
+                "temperature": {"theta": temperature, group: weight_temperature},
                 "sparsity_scale": sparsity_scale,
                 "prior_scale": prior_scale,
                 "impact": describe(impact),

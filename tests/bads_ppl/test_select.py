@@ -278,6 +278,7 @@ def test_a_run_is_resumed_from_its_folder(tmp_path, model):
         {"model": "joint"},
         {"step_size": {"theta": 1e-3}},
         {"temperature": 1.0},
+        {"weight_temperature": 1.0},
         {"prior_scale": 1.0},
         {"impact": Impact(weight=2.0)},
         {"train_batch": 7},
