@@ -39,7 +39,7 @@ from bads_ppl.selection import Selection
 from bads_ppl.stiffness import check_stiffness
 from inference.evaluation import TaskMonitor, mean_scores, predictive_accuracy
 from inference.methods import Given, Setup, method
-from inference.options import ProxyOptions, build, check_options
+from inference.options import ProxyOptions, build, check_options, taken
 from inference.proxies import Proxies
 from inference.tasks import Task
 from models.selective import LEARNER
@@ -108,8 +108,7 @@ def run(config: DictConfig, choices: Choices) -> dict[str, Any]:
         config.evaluate_every,
         checkpoint_seconds=config.checkpoint_seconds,
     )
-    data = {"root": config.data.root, "source": config.data.source}
-    task: Task = build(config.task.data, "task.data", **data, seed=config.seed, split=config.split)
+    task = load_task(config, device)
     if config.sparsity is None:
         config.sparsity = task.sparsity
     sparsity = SparsityPrior(config.sparsity, config.prior.sparsity_scale, config.prior.total)
@@ -135,6 +134,21 @@ def run(config: DictConfig, choices: Choices) -> dict[str, Any]:
     results = _chains(config, task, setup, plan, device, folder)
     save_config(folder, config)
     return _report(config, choices, task, setup, plan, results, folder, sum(proxies.spent))
+
+
+def load_task(config: DictConfig, device: torch.device) -> Task:
+    """The task of the settings.
+
+    Raises:
+        InputError: for wrong settings or data.
+    """
+    data = {"root": config.data.root, "source": config.data.source}
+    node = config.task.data
+    where = taken(node, {"cache": Path(config.cache), "device": device})
+    task: Task = build(
+        node, "task.data", **data, **where, seed=config.seed, split=config.split
+    )
+    return task
 
 
 def make_proxies(config: DictConfig, task: Task, device: torch.device) -> Proxies:

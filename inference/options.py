@@ -15,7 +15,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, MissingMandatoryValue
 
 from bads_ppl.errors import InputError
@@ -175,6 +175,15 @@ def build(node: DictConfig, name: str, **given: Any) -> Any:
         ) from error
     check_arguments(bound, name)
     return bound if node.get("_partial_") else bound()
+
+
+def taken(node: DictConfig, offered: dict[str, Any]) -> dict[str, Any]:
+    """Those of the offered arguments that what a group's `_target_` names has parameters for."""
+    try:
+        parameters = inspect.signature(get_method(node._target_)).parameters
+    except (InstantiationException, ValueError, ImportError, MissingMandatoryValue):
+        return {}  # `build` says what is wrong with it
+    return {name: value for name, value in offered.items() if name in parameters}
 
 
 def check_arguments(bound: partial[Any], name: str) -> None:

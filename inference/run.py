@@ -11,6 +11,7 @@ import logging
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -27,13 +28,19 @@ log = logging.getLogger(__name__)
 CONFIGS = Path(__file__).parent / "configs"
 
 
-def task_label(name: str, value: int, default: int) -> str:
+def task_label(name: str, value: Any, default: Any) -> str:
     """Folder of a task below runs/: its name, with the meta points per class unless default."""
     return name if value == default else f"{name}-{value}"
 
 
+def file_label(name: str, path: str | None) -> str:
+    """Folder of a task of the user's files: its name, with that of the train file without ending."""
+    return name if path is None else f"{name}-{Path(path).name.partition('.')[0]}"
+
+
 ConfigStore.instance().store("schema", Schema)
 OmegaConf.register_new_resolver("task_label", task_label, replace=True)
+OmegaConf.register_new_resolver("file_label", file_label, replace=True)
 
 
 @hydra.main(config_path=str(CONFIGS), config_name="config", version_base="1.3")
