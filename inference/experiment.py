@@ -38,6 +38,8 @@ from bads_ppl.schedules import Rescaled, named
 from bads_ppl.selection import Selection
 from bads_ppl.stiffness import check_stiffness
 from inference.evaluation import TaskMonitor, mean_scores, predictive_accuracy
+from inference.extremes import FILE as TEXTS
+from inference.extremes import write_extremes
 from inference.methods import Given, Setup, method
 from inference.options import ProxyOptions, build, check_options, taken
 from inference.proxies import Proxies
@@ -68,6 +70,7 @@ WRITTEN = (
     "metrics.jsonl",
     "weights.parquet",
     "posterior.nc",
+    TEXTS,
     RESULTS,
     CONFIG,
 )
@@ -439,6 +442,9 @@ def _report(
         columns={"group": group, "label": label, **chosen_by, **diagnostics.columns()},
     )
     selection.to_parquet(folder / "weights.parquet")
+    if task.texts is not None and (setup.latent or scores is not None):
+        decided = selection.mean if scores is None else scores.numpy()
+        write_extremes(folder, task, selection, decided)
     model, weights = setup.names
     about = {
         "task": choices.task,
@@ -498,6 +504,7 @@ def _report(
             "ms_per_step": 1000 * seconds / steps,
             "peak_memory_mib": peak_memory_mib(chains[0].kernel.train.device),
         },
+        "data": dict(task.facts),
         "versions": versions(),
         "warnings": list(task.warnings),
     }
@@ -547,9 +554,13 @@ def _draw_plots(
 ) -> None:
     folder.mkdir(exist_ok=True)
     groups = {name: name in task.high for name in task.groups}
-    plots.save(plots.accuracy_over_steps(metrics), folder / "test_accuracy.png")
-    plots.save(plots.weights_by_group_over_steps(metrics, groups), folder / "weights_by_group.png")
     masks = {name: mask.numpy() for name, mask in task.groups.items()}
+    plots.save(plots.accuracy_over_steps(metrics), folder / "test_accuracy.png")
+    if groups:
+        by_group = plots.weights_by_group_over_steps(metrics, groups)
+        plots.save(by_group, folder / "weights_by_group.png")
+    else:  # nothing is known about any of them
+        groups, masks = {"train": True}, {"train": np.ones(len(task.train), dtype=bool)}
     plots.save(
         plots.weight_histogram(selection.mean, masks, groups), folder / "weight_histogram.png"
     )

@@ -69,6 +69,14 @@ class Task:
                 f"{len(self.train)} points"
             )
 
+    @property
+    def examples(self) -> Sequence[str] | None:
+        """The train points in words, each with its label first: what one would train on."""
+        if self.texts is None or not self.class_names:
+            return self.texts
+        names = [self.class_names[k] for k in self.train.target.tolist()]
+        return [f"Label: {name}\n{text}" for name, text in zip(names, self.texts, strict=True)]
+
 
 def mnist(
     *,
