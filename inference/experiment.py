@@ -148,9 +148,7 @@ def load_task(config: DictConfig, device: torch.device) -> Task:
     data = {"root": config.data.root, "source": config.data.source}
     node = config.task.data
     where = taken(node, {"cache": Path(config.cache), "device": device})
-    task: Task = build(
-        node, "task.data", **data, **where, seed=config.seed, split=config.split
-    )
+    task: Task = build(node, "task.data", **data, **where, seed=config.seed, split=config.split)
     return task
 
 

@@ -34,7 +34,7 @@ def task_label(name: str, value: Any, default: Any) -> str:
 
 
 def file_label(name: str, path: str | None) -> str:
-    """Folder of a task of the user's files: its name, with that of the train file without ending."""
+    """Folder of a task of the user's files: its name, with that of the train file."""
     return name if path is None else f"{name}-{Path(path).name.partition('.')[0]}"
 
 

@@ -34,7 +34,13 @@ _PATTERNS = {
     ),
     "weather": (
         ("Expect", "Forecast", "Measure", "Fear", "Record", "Await"),
-        ("heavy rain", "a thunderstorm", "thick morning fog", "frost and light snow", "strong wind"),
+        (
+            "heavy rain",
+            "a thunderstorm",
+            "thick morning fog",
+            "frost and light snow",
+            "strong wind",
+        ),
         ("over the northern hills", "by the afternoon", "along the coast", "for the whole week"),
     ),
 }

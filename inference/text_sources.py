@@ -1,4 +1,4 @@
-"""Train, meta and test texts: from the user's files, from Dolly, or from sentences made on the spot.
+"""Train, meta and test texts: from the user's files, from Dolly, or sentences made on the spot.
 
 The first that is there is taken, and its name travels with the texts, so that results can say what
 they were measured on. Files that are there but damaged stop the search.
@@ -196,8 +196,8 @@ def example(
 ) -> Sets:
     """Dolly's prompts with their categories, or made sentences in their place.
 
-    The last texts are the test set; with split "validation" a tenth of the others is. The seed draws
-    which of the rest are meta and train points.
+    The last texts are the test set; with split "validation" a tenth of the others is. The seed
+    draws which of the rest are meta and train points.
 
     Raises:
         InputError: if Dolly is missing where nothing may stand in, it is damaged, or a class has
@@ -249,7 +249,10 @@ def _drawn(
     pool: Texts, rest: Rows, meta_per_class: int, per_class: int | None, seed: int, name: str
 ) -> tuple[Rows, Rows]:
     """Disjoint train and meta rows of `rest`, in order."""
-    for knob, value in (("task.meta_per_class", meta_per_class), ("task.data.per_class", per_class)):
+    for knob, value in (
+        ("task.meta_per_class", meta_per_class),
+        ("task.data.per_class", per_class),
+    ):
         if value is not None and value < 1:
             raise InputError(f"{knob} must be at least 1, got {value}")
     labels = np.array(pool.labels)[rest]

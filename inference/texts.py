@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from bads_ppl.data import Data
@@ -26,7 +25,7 @@ from bads_ppl.errors import InputError
 from inference.embeddings import Encoding
 from inference.sources import SPLITS
 from inference.tasks import Task, mislabelled
-from inference.text_files import Empty, Texts
+from inference.text_files import Empty
 from inference.text_sources import Files, Part, Sets, example, generator
 from models.encoder import MINILM, Tune
 
@@ -245,7 +244,7 @@ def _elsewhere(path: Path, count: int) -> list[str]:
         InputError: if there is no such file, it is damaged, or has fewer texts.
     """
     if count < 1:
-        raise InputError(f"task.off_domain must be at least 0 texts, got {count}")
+        raise InputError(f"task.data.off_domain must be at least 0 texts, got {count}")
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             rows = [json.loads(line) for line in file]
@@ -257,7 +256,9 @@ def _elsewhere(path: Path, count: int) -> list[str]:
             "data.root"
         ) from error
     if count > len(texts):
-        raise InputError(f"{path} has {len(texts)} texts, got task.off_domain={count}: lower it")
+        raise InputError(
+            f"{path} has {len(texts)} texts, got task.data.off_domain={count}: lower it"
+        )
     order = generator(0, "elsewhere").permutation(len(texts))[:count]
     return [texts[k] for k in order]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from bads_ppl.errors import InputError
@@ -48,7 +49,10 @@ def find_encoder(name: str) -> Path:
         folder = _download(name)
     lacking = [
         what
-        for what, pattern in (("config.json", "config.json"), ("safetensors weights", "*.safetensors"))
+        for what, pattern in (
+            ("config.json", "config.json"),
+            ("safetensors weights", "*.safetensors"),
+        )
         if not any(folder.glob(pattern))
     ]
     if lacking:
@@ -148,10 +152,12 @@ class Tokenizer:
 
     def counts(self, texts: Sequence[str]) -> Tensor:
         """Number of tokens (N,) of each text, before any are cut off."""
-        return torch.tensor([len(ids) for ids in self._tokenizer(list(texts), verbose=False)["input_ids"]])
+        return torch.tensor(
+            [len(ids) for ids in self._tokenizer(list(texts), verbose=False)["input_ids"]]
+        )
 
     def pad(self, ids: Sequence[list[int]], width: int) -> dict[str, Tensor]:
-        """`ids` and `mask`, both (N, width) int64: 1 for tokens and, on the right, 0 for padding."""
+        """`ids` and `mask` (N, width) int64: 1 for tokens and, on the right, 0 for padding."""
         padded = torch.full((len(ids), width), self.padding)
         mask = torch.zeros_like(padded)
         for row, text in enumerate(ids):
@@ -222,7 +228,7 @@ def _load(folder: Path) -> Any:
     no_bars_in_logs()
     try:
         model = AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"encoder {folder} cannot be loaded ({' '.join(str(error).split())}): replace its "
             "files, or take another encoder"

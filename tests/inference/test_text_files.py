@@ -38,7 +38,9 @@ def read(path: Path, **options):
     return read_texts(path, text="body", label="queue", **options)
 
 
-@pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.jsonl", "x.parquet", "x.csv.gz", "x.y.jsonl.gz"])
+@pytest.mark.parametrize(
+    "name", ["x.csv", "x.tsv", "x.jsonl", "x.parquet", "x.csv.gz", "x.y.jsonl.gz"]
+)
 def test_every_kind_of_file_gives_the_same_texts(name, tmp_path):
     found = read(write(tmp_path / name, ROWS))
     assert list(zip(found.texts, found.labels, strict=True)) == ROWS
@@ -91,7 +93,7 @@ def test_what_cannot_be_read_is_named_with_its_line(name, content, message, tmp_
 
 
 def test_a_file_that_is_not_there_and_a_parquet_file_without_the_column(tmp_path):
-    with pytest.raises(InputError, match="there is no file .*x.csv"):
+    with pytest.raises(InputError, match=r"there is no file .*x\.csv"):
         read(tmp_path / "x.csv")
     with pytest.raises(InputError, match="has no column 'text'; there are 'n', 'body', 'queue'"):
         read_texts(write(tmp_path / "x.parquet", ROWS), text="text", label="queue")

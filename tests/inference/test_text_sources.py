@@ -127,7 +127,10 @@ def test_sentences_stand_in_with_a_warning_unless_files_are_asked_for(tmp_path):
     [
         ({"meta_per_class": 0, "per_class": None}, "task.meta_per_class must be at least 1, got 0"),
         ({"meta_per_class": 2, "per_class": 0}, "task.data.per_class must be at least 1, got 0"),
-        ({"meta_per_class": 400, "per_class": None}, "texts of class .* got task.meta_per_class=400"),
+        (
+            {"meta_per_class": 400, "per_class": None},
+            "texts of class .* got task.meta_per_class=400",
+        ),
     ],
 )
 def test_impossible_sizes_are_refused(sizes, message, tmp_path):

@@ -44,13 +44,17 @@ def copied(folder: Path, target: Path, *names: str) -> Path:
     return target
 
 
-WEIGHTS, CONFIG, WORDS = "model.safetensors", "config.json", ("tokenizer.json", "tokenizer_config.json")
+WEIGHTS, CONFIG, WORDS = (
+    "model.safetensors",
+    "config.json",
+    ("tokenizer.json", "tokenizer_config.json"),
+)
 
 
 # ------------------------------------------------------------------------------ where they come from
 
 
-def test_a_folder_comes_before_a_package_and_a_package_before_the_hub(folder, tmp_path, monkeypatch):
+def test_a_folder_comes_before_a_package_and_that_before_the_hub(folder, tmp_path, monkeypatch):
     assert folder.parts[-2:] == (encoders.PACKAGES[MINILM], "model")
     monkeypatch.chdir(tmp_path)
     own = tmp_path / MINILM
@@ -74,7 +78,7 @@ def test_without_package_and_network_the_error_names_the_remedies(monkeypatch):
 def test_pickled_weights_are_not_read(folder, tmp_path):
     own = copied(folder, tmp_path / "own", CONFIG, *WORDS)
     (own / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(InputError, match=r"lacks safetensors weights .*pytorch_model.bin is not read"):
+    with pytest.raises(InputError, match=r"lacks safetensors weights .*_model.bin is not read"):
         find_encoder(str(own))
 
 
@@ -124,7 +128,9 @@ def test_padding_never_leaks_into_the_states_whatever_it_holds(folder, minilm):
     assert torch.allclose(together, spoilt, atol=1e-5)
 
 
-def test_texts_of_like_meaning_have_like_states_in_the_order_of_the_texts(folder, minilm, monkeypatch):
+def test_texts_of_like_meaning_have_like_states_in_the_order_of_the_texts(
+    folder, minilm, monkeypatch
+):
     monkeypatch.setattr(encoders, "PASS", 2)
     states = torch.nn.functional.normalize(embed(TEXTS, Tokenizer(folder, 32), minilm))
     assert states.shape == (3, width(folder)) == (3, 384)
