@@ -38,7 +38,7 @@ results: $(READY) ## Measure the tables of docs/results.md: 5 seeds, 6 methods, 
 	@$(PY) -m inference.report runs
 
 test: lint ## Set up, check style and types, run the tests; fewer: make test ARGS="-m 'not slow'"
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n 2 --dist load --maxschedchunk 1 $(ARGS)
 
 test-all: ## The same with each of Python 3.11, 3.12 and 3.13 that is there (6 GB of disk each)
 	@tested=; failed=; \

@@ -169,7 +169,7 @@ def run_chains(
     hidden = None if progress is None else not progress
     count = choose_workers(workers, chains, train.device)
     with (
-        _catch_signals() as stop,
+        catch_signals() as stop,
         tqdm(total=chains * plan.steps, disable=hidden, unit="step") as bar,
     ):
         show = None if bar.disable else _Progress(bar, target)
@@ -350,7 +350,7 @@ class _ChainState:
 
 
 @contextmanager
-def _catch_signals() -> Iterator[list[int]]:
+def catch_signals() -> Iterator[list[int]]:
     """A list that SIGINT or SIGTERM is put in; a second signal acts as it would without us."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():

@@ -7,8 +7,8 @@ whole set for a plate to scale the minibatch's terms to the sum over all points.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -23,6 +23,9 @@ from bads_ppl.errors import InputError
 
 Input = Any
 """One tensor, or a dict, list or tuple of tensors that share their first dimension."""
+
+Augment = Callable[[Input, torch.Generator], Input]
+"""Random views of a minibatch's inputs, of the same form, from a generator on their device."""
 
 
 class ScaledPlate:
@@ -108,13 +111,21 @@ class Data:
         target: (N, ...) tensor of targets.
         ids: (N,) integers by which results are keyed; default 0 to N - 1. Must be unique.
         name: how error messages call this set.
+        augment: makes random views of inputs. Kernels step on views (`view`); whatever looks at
+            points otherwise sees them as they are.
 
     Raises:
         InputError: if the set is empty, lengths differ, ids repeat, or a value is NaN or infinite.
     """
 
     def __init__(
-        self, input: Input, target: Tensor, ids: Tensor | None = None, *, name: str = "train"
+        self,
+        input: Input,
+        target: Tensor,
+        ids: Tensor | None = None,
+        *,
+        name: str = "train",
+        augment: Augment | None = None,
     ) -> None:
         if len(target) == 0:
             raise InputError(
@@ -130,6 +141,7 @@ class Data:
         self.input = input
         self.target = target
         self.name = name
+        self.augment = augment
         self.namespace: object = self if ids is None else None  # sets share ids within one
         self._check_ids(given=ids is not None)
         for what, leaf in [("input", x) for x in tree_leaves(input)] + [("target", target)]:
@@ -188,7 +200,7 @@ class Data:
     def _with(self, input: Input, target: Tensor, ids: Tensor, name: str | None = None) -> Data:
         """These checked points again, without checking them again."""
         data = object.__new__(Data)
-        data.input, data.target, data.ids = input, target, ids
+        data.input, data.target, data.ids, data.augment = input, target, ids, self.augment
         data.name, data.namespace = name or self.name, self.namespace
         return data
 
@@ -196,6 +208,15 @@ class Data:
         """The batch of `rows` (B,), on the device of the data."""
         chosen = tree_map(lambda x: x[rows], self.input)
         return Batch(rows, chosen, self.target[rows], len(self), importance)
+
+    def view(
+        self, rows: Tensor, generator: torch.Generator, importance: Tensor | None = None
+    ) -> Batch:
+        """The batch of `rows` (B,) to make a step on: augmented, where this set says how."""
+        batch = self.batch(rows, importance)
+        if self.augment is None:
+            return batch
+        return replace(batch, input=self.augment(batch.input, generator))
 
     def evenly(self, count: int) -> Batch:
         """A batch of `count` points evenly spaced from first to last, or of all if fewer."""

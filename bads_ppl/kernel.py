@@ -281,8 +281,8 @@ class MinibatchKernel(MCMCKernel):
         if self.steps == 0:
             check_stiffness(self)
         rows = self.train_rows.next()
-        train = self.train.batch(rows.index, rows.importance)
-        meta = self.meta.batch(self.meta_rows.next().index)
+        train = self.train.view(rows.index, self.generator, rows.importance)
+        meta = self.meta.view(self.meta_rows.next().index, self.generator)
         latents = self.latents
         repeats = None if rows.distinct else first_occurrence(rows.index)
         held = None
@@ -563,8 +563,8 @@ class MinibatchKernel(MCMCKernel):
 
         "calibrated": p^(1/T) up to the bias of the step size. "approximate": the drift of some
         group is not the gradient of one density (companions that restart or revert, temperatures
-        that differ, a clip that acted). "optimisation path": mode "paper", temperature 0, or a
-        program that changes with the steps.
+        that differ, a clip that acted, augmented data). "optimisation path": mode "paper",
+        temperature 0, or a program that changes with the steps.
         """
         cold = self.mode == "paper" or not any(self.temperatures.values())
         if cold or self.latents.changes:
@@ -575,6 +575,7 @@ class MinibatchKernel(MCMCKernel):
                 isinstance(c, Revert) or (c is not None and c.every is not None) for c in companions
             )
             or len(set(self.temperatures.values())) > 1
+            or any(data.augment is not None for data in (self.train, self.meta))
             or any(float(count) > 0 for count in self.clipped.values())
         )
         return "approximate" if approximate else "calibrated"

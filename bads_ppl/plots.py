@@ -28,7 +28,7 @@ Metrics = Sequence[Mapping[str, Any]]
 HIGH = ("#0b559f", "#4a90c9", "#89bedc")
 LOW = ("#b11218", "#e2604a", "#f4a582")
 STYLES = ("solid", "dashed", "dotted", "dashdot")
-_PERCENT = FuncFormatter(lambda share, _: f"{100 * share:g} %")
+PERCENT = FuncFormatter(lambda share, _: f"{100 * share:g} %")
 INK, FAINT = "#333333", "#d9d9d9"
 
 
@@ -43,6 +43,14 @@ def weights_by_group_over_steps(metrics: Metrics, groups: Mapping[str, bool]) ->
         InputError: if no row has a group's weights.
     """
     figure, axes = empty_figure("Mean weight by group", "mean weight")
+    draw_weights_by_group(axes, metrics, groups)
+    _note_chains(axes, metrics, "band: lowest to highest")
+    _legend(axes, len(groups))
+    return figure
+
+
+def draw_weights_by_group(axes: Axes, metrics: Metrics, groups: Mapping[str, bool]) -> None:
+    """The lines and bands of `weights_by_group_over_steps`, on axes of the caller's."""
     for name, (colour, style) in _styles(groups).items():
         steps, values = _by_chain(metrics, f"groups.{name}.mean_weight")
         mean, low, high = _over_chains(values)
@@ -58,9 +66,6 @@ def weights_by_group_over_steps(metrics: Metrics, groups: Mapping[str, bool]) ->
         )
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlim(left=0)
-    _note_chains(axes, metrics, "band: lowest to highest")
-    _legend(axes, len(groups))
-    return figure
 
 
 def weight_histogram(
@@ -101,7 +106,7 @@ def weight_histogram(
     axes.set_xlim(edges[0], edges[-1])
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(_PERCENT)
+    axes.yaxis.set_major_formatter(PERCENT)
     _legend(axes, len(groups))
     return figure
 
@@ -126,7 +131,7 @@ def accuracy_over_steps(metrics: Metrics, name: str = "test.accuracy") -> Figure
                 steps, chain, color=HIGH[1], linewidth=0.8, alpha=0.6, marker="." if single else ""
             )
     axes.plot(steps, mean, color=HIGH[0], linewidth=2, marker="o" if single else "")
-    axes.yaxis.set_major_formatter(_PERCENT)
+    axes.yaxis.set_major_formatter(PERCENT)
     axes.set_xlim(left=0)
     axes.annotate(
         f"{100 * mean[-1]:.1f} %",
@@ -153,9 +158,34 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 150) -> None:
 
 def empty_figure(title: str, y_label: str) -> tuple[Figure, Axes]:
     """A figure of the house's look with one pair of axes; "step" is what x means, unless set."""
+    figure, (axes,) = panels([title], y_label)
+    return figure, axes
+
+
+def panels(
+    titles: Sequence[str], y_label: str, columns: int = 1, size: tuple[float, float] = (6.4, 4.0)
+) -> tuple[Figure, list[Axes]]:
+    """A figure of the house's look with one pair of axes per title, row by row.
+
+    Args:
+        titles: of the axes.
+        y_label: what y means, at the left of each row.
+        columns: axes in a row; all share the range of y.
+        size: of one pair of axes, in inches.
+    """
+    rows = -(-len(titles) // columns)
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)  # inches
-    figure = Figure(figsize=(6.4, 4.0), layout=layout, facecolor="white")
-    axes: Axes = figure.subplots()
+    width, height = size
+    figure = Figure(figsize=(width * columns, height * rows), layout=layout, facecolor="white")
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten().tolist()
+    for k, (axes, title) in enumerate(zip(grid, titles, strict=False)):
+        _dress(axes, title, y_label if k % columns == 0 else "")
+    for axes in grid[len(titles) :]:
+        axes.remove()
+    return figure, grid[: len(titles)]
+
+
+def _dress(axes: Axes, title: str, y_label: str) -> None:
     axes.set_title(title, loc="left", fontweight="bold", color=INK)
     axes.set_xlabel("step")
     axes.set_ylabel(y_label)
@@ -164,7 +194,6 @@ def empty_figure(title: str, y_label: str) -> tuple[Figure, Axes]:
     axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    return figure, axes
 
 
 def _styles(groups: Mapping[str, bool]) -> dict[str, tuple[str, str]]:

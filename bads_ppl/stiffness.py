@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bads_ppl.conditional import Conditional
-from bads_ppl.errors import InputError
+from bads_ppl.errors import Unstable
 
 if TYPE_CHECKING:
     from bads_ppl.kernel import MinibatchKernel
@@ -37,7 +37,7 @@ def check_stiffness(kernel: MinibatchKernel) -> None:
     clip bounds them; networks without a clip beyond three times of it (they find flatter places).
 
     Raises:
-        InputError: with the curvature, the step size and the largest that works.
+        Unstable: with the curvature, the step size and the largest that works.
     """
     for group in kernel.schedules:
         network = kernel.latents.networks.get(group)
@@ -49,7 +49,7 @@ def check_stiffness(kernel: MinibatchKernel) -> None:
         clipped = kernel.clips[group] is not None
         margin = MARGIN if network is not None else CLIPPED_MARGIN if clipped else 1.0
         if eta > margin * largest:
-            raise InputError(
+            raise Unstable(
                 f"step_size of group {group!r} is {eta:.3g}, but with the curvature at the start "
                 f"({found:.3g}) steps above {largest:.3g} run away: take step_size "
                 f"{largest / 2:.2g} or less. If the prior on the total weight is very strict, a "

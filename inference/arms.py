@@ -191,14 +191,22 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     return [n for n in names if len({json.dumps(one.get(n), default=str) for one in settings}) > 1]
 
 
-def paired_difference(arm: Arm, other: Arm) -> Estimate | None:
-    """Score of `arm` minus that of `other` over the seeds of both; None if they share none."""
-    name = f"test.{arm.metric}"
+def paired_difference(arm: Arm, other: Arm, name: str | None = None) -> Estimate | None:
+    """An entry of the results, by default the score, of `arm` minus that of `other`.
+
+    Over the seeds of both; None if they share none.
+    """
+    name = name or f"test.{arm.metric}"
     shared = arm.seeds.keys() & other.seeds.keys()
     estimate = Estimate.of(
         [arm.seeds[seed].number(name) - other.seeds[seed].number(name) for seed in shared]
     )
     return estimate if estimate.count else None
+
+
+def look(k: int) -> tuple[str, str]:
+    """Colour and line style of the k-th line of a figure."""
+    return _COLOURS[k % len(_COLOURS)], _STYLES[k // len(_COLOURS) % len(_STYLES)]
 
 
 def make_arms(runs: Sequence[Run], metric: str) -> list[Arm]:
@@ -217,8 +225,7 @@ def make_arms(runs: Sequence[Run], metric: str) -> list[Arm]:
         arms += variants
     arms.sort(key=lambda arm: -arm.score.mean if arm.score.count else math.inf)
     for k, arm in enumerate(arms):
-        arm.colour = _COLOURS[k % len(_COLOURS)]
-        arm.style = _STYLES[k // len(_COLOURS) % len(_STYLES)]
+        arm.colour, arm.style = look(k)
     arms[0].best = arms[0].score.count > 0
     for arm in arms[1:]:
         arm.difference = paired_difference(arm, arms[0])

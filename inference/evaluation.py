@@ -106,13 +106,19 @@ def accuracy(scores: Tensor, target: Tensor) -> float:
     return float((scores.argmax(dim=1) == target).double().mean())
 
 
-def predictive_accuracy(results: Sequence[ChainResult], target: Tensor) -> float:
-    """Accuracy of the class probabilities averaged over the evaluations of all chains."""
-    total = torch.zeros(())
+def predictive(results: Sequence[ChainResult]) -> Tensor:
+    """Class probabilities (M, C) of the test points: the mean over evaluations of all chains."""
+    total, count = torch.zeros(()), 0
     for result in results:
         assert isinstance(result.monitor, TaskMonitor)
         total = total + result.monitor.sum.cpu()
-    return accuracy(total, target.cpu())
+        count += int(result.monitor.count)
+    return total / count
+
+
+def predictive_accuracy(results: Sequence[ChainResult], target: Tensor) -> float:
+    """Accuracy of the class probabilities averaged over the evaluations of all chains."""
+    return accuracy(predictive(results), target.cpu())
 
 
 def mean_scores(results: Sequence[ChainResult]) -> Tensor | None:

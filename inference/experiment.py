@@ -9,7 +9,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bads_ppl import plots
 from bads_ppl.atomic import atomic_path, make_folder
-from bads_ppl.chains import ChainResult, chain_generator, evidence, run_chains
+from bads_ppl.chains import ChainResult, chain_generator, evidence, global_seed, run_chains
 from bads_ppl.checks import check_network
 from bads_ppl.device import resolve_device
 from bads_ppl.diagnostic_plots import diagnostic_figures
@@ -40,6 +40,7 @@ from bads_ppl.stiffness import check_stiffness
 from inference.evaluation import TaskMonitor, mean_scores, predictive_accuracy
 from inference.extremes import FILE as TEXTS
 from inference.extremes import write_extremes
+from inference.folds import held_out
 from inference.methods import Given, Setup, method
 from inference.options import ProxyOptions, build, check_options, taken
 from inference.proxies import Proxies
@@ -71,6 +72,7 @@ WRITTEN = (
     "weights.parquet",
     "posterior.nc",
     TEXTS,
+    "removal*",
     RESULTS,
     CONFIG,
 )
@@ -90,6 +92,42 @@ class Choices:
     preset: str
 
 
+@dataclass(frozen=True)
+class Experiment:
+    """A run that fits together and has not begun.
+
+    Attributes:
+        config: all settings.
+        choices: what they were chosen by.
+        task: the data, on the CPU.
+        setup: what the method does with them.
+        plan: length of the chains.
+        device: where they run.
+        folder: the run's.
+        proxies: what trains the method's proxies.
+    """
+
+    config: DictConfig
+    choices: Choices
+    task: Task
+    setup: Setup
+    plan: Plan
+    device: torch.device
+    folder: Path
+    proxies: Proxies
+
+    def prepared(self) -> Experiment:
+        """The experiment with the scores that its method selects by; trains proxies."""
+        return replace(self, setup=self.setup.prepared())
+
+    def weights(self, kernel: MinibatchKernel) -> Tensor:
+        """The weights (N_t,) of all points of the task, given a chain's kernel."""
+        if self.setup.membership is not None:
+            return self.setup.membership(kernel)
+        fixed = self.setup.fixed
+        return kernel.site_values() if fixed is None else fixed.to(self.device)
+
+
 def run(config: DictConfig, choices: Choices) -> dict[str, Any]:
     """Run one experiment and write its folder; returns what stands in results.json.
 
@@ -98,10 +136,49 @@ def run(config: DictConfig, choices: Choices) -> dict[str, Any]:
         Diverged: if a chain diverges.
         Stopped: after SIGINT or SIGTERM, with a checkpoint.
     """
+    experiment = prepare(config, choices).prepared()
+    chains = sample(experiment)
+    return _report(experiment, chains)
+
+
+def check_settings(config: DictConfig) -> None:
+    """Refuse unknown options, and numbers below their least.
+
+    Raises:
+        InputError: naming the option.
+    """
     check_options(config)
     for name, least in (("seed", 0), ("chains", 1)):
         if config[name] < least:
             raise InputError(f"{name} must be at least {least}, got {config[name]}")
+
+
+def load_task(config: DictConfig) -> Task:
+    """The task of the settings, or a fold of its meta set.
+
+    Raises:
+        InputError: for wrong settings or data.
+    """
+    data = {"root": config.data.root, "source": config.data.source}
+    where = {"cache": Path(config.cache), "device": resolve_device(config.device)}
+    given = {**data, **taken(config.task.data, where), "seed": config.seed, "split": config.split}
+    task: Task = build(config.task.data, "task.data", **given)
+    return task if config.fold is None else held_out(task, config.fold, config.seed)
+
+
+def prepare(config: DictConfig, choices: Choices, task: Task | None = None) -> Experiment:
+    """The experiment of a configuration, which it completes; writes nothing.
+
+    Args:
+        config: all settings.
+        choices: what they were chosen by.
+        task: the task of these settings, where it has been read before.
+
+    Raises:
+        InputError: for settings that do not fit each other or the data, or a folder that holds
+            another run; `Unstable` for steps that are too large.
+    """
+    check_settings(config)
     device = resolve_device(config.device)
     plan = Plan(
         config.steps,
@@ -111,11 +188,10 @@ def run(config: DictConfig, choices: Choices) -> dict[str, Any]:
         config.evaluate_every,
         checkpoint_seconds=config.checkpoint_seconds,
     )
-    task = load_task(config, device)
+    task = load_task(config) if task is None else task
     if config.sparsity is None:
         config.sparsity = task.sparsity
     sparsity = SparsityPrior(config.sparsity, config.prior.sparsity_scale, config.prior.total)
-    proxies = make_proxies(config, task, device)
     given = Given(
         model=_model(config),
         weights=build(config.weights.build, "weights.build", classes=task.classes),
@@ -123,7 +199,7 @@ def run(config: DictConfig, choices: Choices) -> dict[str, Any]:
         impact=Impact(**config.impact),
         names=(choices.model, choices.weights),
         seed=config.seed,
-        proxies=proxies,
+        proxies=make_proxies(config, task, device),
     )
     setup = method(choices.method, config.method.rule)(task, given)
     if config.method.prior_scale is None:
@@ -132,24 +208,9 @@ def run(config: DictConfig, choices: Choices) -> dict[str, Any]:
         config.method.temperature = default_temperature(setup.points)
     folder = Path(run_dir(config, choices, setup))
     check_folder(folder, config)
-    _check_fit(config, task, setup, plan, device)
-    setup = setup.prepared()
-    results = _chains(config, task, setup, plan, device, folder)
-    save_config(folder, config)
-    return _report(config, choices, task, setup, plan, results, folder, sum(proxies.spent))
-
-
-def load_task(config: DictConfig, device: torch.device) -> Task:
-    """The task of the settings.
-
-    Raises:
-        InputError: for wrong settings or data.
-    """
-    data = {"root": config.data.root, "source": config.data.source}
-    node = config.task.data
-    where = taken(node, {"cache": Path(config.cache), "device": device})
-    task: Task = build(node, "task.data", **data, **where, seed=config.seed, split=config.split)
-    return task
+    experiment = Experiment(config, choices, task, setup, plan, device, folder, given.proxies)
+    _check_fit(experiment)
+    return experiment
 
 
 def make_proxies(config: DictConfig, task: Task, device: torch.device) -> Proxies:
@@ -192,6 +253,8 @@ def run_dir(config: DictConfig, choices: Choices, setup: Setup) -> str:
         return str(config.run_dir)
     model, weights = setup.names
     task = config.task.label + ("" if config.split == "test" else f"-{config.split}")
+    if config.fold is not None:
+        task += f"-fold{config.fold.replace('/', 'of')}"
     name = f"runs/{task}/{choices.method}/{model}-{weights}/seed{config.seed}"
     return name if choices.preset == "default" else name.replace("/seed", f"-{choices.preset}/seed")
 
@@ -248,18 +311,28 @@ def settings(config: DictConfig) -> dict[str, Any]:
     return {str(k): v for k, v in found.items() if k not in NOT_SETTINGS}
 
 
-def _check_same_settings(path: Path, config: DictConfig) -> None:
+def changed_settings(path: Path, config: DictConfig) -> dict[str, tuple[Any, Any]]:
+    """Settings of a stored config.yaml that differ from those of `config`: before and now.
+
+    Raises:
+        InputError: if the file cannot be read.
+    """
     try:
         before = _flat(settings(OmegaConf.load(path)))  # type: ignore[arg-type]
     except Exception as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} cannot be read ({reason}): the run cannot be resumed") from error
     now = _flat(settings(config))
-    differ = [
-        f"{name} was {before.get(name)}, now {now.get(name)}"
+    return {
+        name: (before.get(name), now.get(name))
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
-    ]
+    }
+
+
+def _check_same_settings(path: Path, config: DictConfig) -> None:
+    changed = changed_settings(path, config)
+    differ = [f"{name} was {before}, now {now}" for name, (before, now) in changed.items()]
     if differ:
         raise InputError(
             f"run_dir {path.parent} holds a run with other settings: {'; '.join(differ)}. Resume "
@@ -277,15 +350,16 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _maker(
-    config: DictConfig, task: Task, setup: Setup, plan: Plan, device: torch.device
+    experiment: Experiment,
 ) -> Callable[[int, torch.Generator], tuple[MinibatchKernel, TaskMonitor]]:
     """What builds the kernel and the monitor of each chain."""
+    config, task, setup = experiment.config, experiment.task, experiment.setup
+    device = experiment.device
     train, meta, test = setup.train.to(device), task.meta.to(device), task.test.to(device)
     backbone = build(config.backbone, "backbone")
     prior = NormalPrior(config.method.prior_scale)
-    weights = _weights(setup, device)
     scores = None if setup.membership is None else setup.membership.scores
-    sampler = make_sampler(config, task, setup, plan)
+    sampler = make_sampler(config, task, setup, experiment.plan)
 
     def make(chain: int, generator: torch.Generator) -> tuple[MinibatchKernel, TaskMonitor]:
         network = backbone(classes=task.classes).to(device)
@@ -303,7 +377,7 @@ def _maker(
             meta,
             test,
             task.groups,
-            weights,
+            experiment.weights,
             task.classes,
             density,
             scores,
@@ -313,53 +387,53 @@ def _maker(
     return make
 
 
-def _weights(setup: Setup, device: torch.device) -> Callable[[MinibatchKernel], Tensor]:
-    """The weights (N_t,) of all points of the task, given a chain's kernel."""
-    if setup.membership is not None:
-        return setup.membership
-    if setup.fixed is None:
-        return MinibatchKernel.site_values
-    fixed = setup.fixed.to(device)
-    return lambda kernel: fixed
+def first_kernel(experiment: Experiment) -> MinibatchKernel:
+    """The kernel of the first chain, ready for its first step."""
+    generator = chain_generator(experiment.config.seed, 0, experiment.device)
+    kernel, _ = _maker(experiment)(0, generator)
+    train, meta = experiment.setup.train, experiment.task.meta
+    kernel.setup(experiment.plan.first, train.to(experiment.device), meta.to(experiment.device))
+    return kernel
 
 
-def _check_fit(
-    config: DictConfig, task: Task, setup: Setup, plan: Plan, device: torch.device
-) -> None:
-    """Begin a chain that takes no step: what does not fit shows before the folder is touched."""
+def _check_fit(experiment: Experiment) -> None:
+    """Begin the first chain, without a step: what does not fit shows before anything is written."""
+    task, setup, device = experiment.task, experiment.setup, experiment.device
     train, meta = setup.train.to(device), task.meta.to(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        generator = chain_generator(config.seed, 0, device)
-        kernel, monitor = _maker(config, task, setup, plan, device)(0, generator)
+        torch.manual_seed(global_seed(experiment.config.seed, 0))  # the network that it will have
+        generator = chain_generator(experiment.config.seed, 0, device)
+        kernel, monitor = _maker(experiment)(0, generator)
         check_network(monitor.network, cross_entropy, train, meta, task.test.to(device))
-        kernel.setup(plan.first, train, meta)
+        kernel.setup(experiment.plan.first, train, meta)
         check_stiffness(kernel)
 
 
-def _chains(
-    config: DictConfig,
-    task: Task,
-    setup: Setup,
-    plan: Plan,
-    device: torch.device,
-    folder: Path,
-) -> list[ChainResult]:
-    prepare_folder(folder, config)
+def sample(experiment: Experiment) -> list[ChainResult]:
+    """Run the chains of an experiment in its folder, or as much of them as is missing.
+
+    Raises:
+        InputError: if the folder holds chains of another run.
+        Diverged: if a chain diverges.
+        Stopped: after SIGINT or SIGTERM, with a checkpoint.
+    """
+    config, setup, device = experiment.config, experiment.setup, experiment.device
+    prepare_folder(experiment.folder, config)
     try:
-        return run_chains(
-            _maker(config, task, setup, plan, device),
+        chains = run_chains(
+            _maker(experiment),
             setup.train.to(device),
-            task.meta.to(device),
-            plan=plan,
-            folder=folder,
+            experiment.task.meta.to(device),
+            plan=experiment.plan,
+            folder=experiment.folder,
             chains=config.chains,
             seed=config.seed,
             settings=settings(config),
             facts=None if setup.digest is None else {"scores": setup.digest},
             resume=config.resume,
             target=config.sparsity if setup.latent else None,
-            weights=_weights(setup, device),
-            size=len(task.train),
+            weights=experiment.weights,
+            size=len(experiment.task.train),
             workers=config.workers,
         )
     except Diverged as error:
@@ -367,6 +441,8 @@ def _chains(
         if setup.latent:
             options.append(f"weights.step_size={config.weights.step_size / 4:.2g}")
         raise Diverged(f"{error} (options {' '.join(options)})") from error
+    save_config(experiment.folder, config)
+    return chains
 
 
 def make_sampler(
@@ -406,16 +482,9 @@ def make_sampler(
     )
 
 
-def _report(
-    config: DictConfig,
-    choices: Choices,
-    task: Task,
-    setup: Setup,
-    plan: Plan,
-    chains: list[ChainResult],
-    folder: Path,
-    proxy_seconds: float,
-) -> dict[str, Any]:
+def _report(experiment: Experiment, chains: list[ChainResult]) -> dict[str, Any]:
+    config, choices, setup = experiment.config, experiment.choices, experiment.setup
+    task, plan, folder = experiment.task, experiment.plan, experiment.folder
     metrics = [row for chain in chains for row in chain.metrics]
     with atomic_path(folder / "metrics.jsonl") as path:
         path.write_text("".join(json.dumps(row) + "\n" for row in metrics))
@@ -498,7 +567,7 @@ def _report(
         "acceptance": mean_acceptance(metrics, plan.first),
         "cost": {
             "seconds": seconds,
-            "proxy_seconds": proxy_seconds,
+            "proxy_seconds": sum(experiment.proxies.spent),
             "ms_per_step": 1000 * seconds / steps,
             "peak_memory_mib": peak_memory_mib(chains[0].kernel.train.device),
         },

@@ -186,7 +186,7 @@ def cds(
     task: Task,
     given: Given,
     *,
-    super_batch: int = 250,
+    super_batch: int = 500,
     half_life: float = 100.0,
     tuning_steps: int = 100,
     tuning_rate: float = 0.01,
@@ -220,7 +220,7 @@ def cds(
     return _scored(task, given, "cds", scores, build)
 
 
-def rho_loss(task: Task, given: Given, *, super_batch: int = 250) -> Setup:
+def rho_loss(task: Task, given: Given, *, super_batch: int = 500) -> Setup:
     """Reducible loss (Mindermann et al., 2022): theta's loss minus that of a proxy trained on D_m.
 
     Each step trains on the share beta of its super-batch whose reducible loss is largest.
@@ -236,7 +236,7 @@ def rho_loss(task: Task, given: Given, *, super_batch: int = 250) -> Setup:
 
 
 def classact(
-    task: Task, given: Given, *, super_batch: int = 250, temperature: float = 1.0
+    task: Task, given: Given, *, super_batch: int = 500, temperature: float = 1.0
 ) -> Setup:
     """Learnability under small networks (ClassAct; Evans et al., 2023).
 

@@ -92,6 +92,7 @@ class Schema:
 
     seed: int = 0
     split: str = "test"
+    fold: str | None = None
     steps: int = 1
     chains: int = 1
     sparsity: float | None = None

@@ -28,7 +28,7 @@ from inference.arms import (
     method_settings,
     task_settings,
 )
-from inference.report_figures import figure_uri, score_by_arm, score_curve, score_over_steps
+from inference.report_figures import figure_uri, over_steps, score_by_arm, score_over_steps
 from inference.runs import RESULTS, Run, find_runs, judged_by
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -90,10 +90,10 @@ def _section(runs: list[Run]) -> Section:
         for name, group in (run.value("groups") or {}).items()
     }
     by_arm = f"Test {metric} by method. Dot: seed; line: mean; bar: its 95 % t interval."
-    over_steps = f"Test {metric} over steps. Line: mean over seeds; band: lowest to highest seed."
+    by_step = f"Test {metric} over steps. Line: mean over seeds; band: lowest to highest seed."
     figures = [(by_arm, score_by_arm(arms, metric))]
-    if any(score_curve(run, metric) for run in runs):
-        figures.append((over_steps, score_over_steps(arms, metric)))
+    if any(over_steps(run, f"test.{metric}") for run in runs):
+        figures.append((by_step, score_over_steps(arms, metric)))
     return Section(
         str(runs[0].value("task")),
         str(runs[0].value("dataset") or "unnamed data"),
@@ -110,14 +110,6 @@ def _section(runs: list[Run]) -> Section:
 def render(runs: Sequence[Run]) -> str:
     """The page about these runs, as HTML."""
     sections = make_sections(runs)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATE.parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": _percent, "short": _short}
     finished = [run for run in runs if run.results is not None]
     versions = sorted(
         {
@@ -126,28 +118,45 @@ def render(runs: Sequence[Run]) -> str:
             for name, version in (run.value("versions") or {}).items()
         }
     )
-    return environment.get_template(TEMPLATE.name).render(
-        sections=sections,
-        runs=runs,
-        finished=finished,
-        unfinished=[run for run in runs if run.results is None and not _damaged(run)],
-        troubled=[run for run in runs if run.problems],
-        versions=versions,
-        method_settings=method_settings,
-        confidence=CONFIDENCE,
+    return (
+        pages()
+        .get_template(TEMPLATE.name)
+        .render(
+            sections=sections,
+            runs=runs,
+            finished=finished,
+            unfinished=[run for run in runs if run.results is None and not _damaged(run)],
+            troubled=[run for run in runs if run.problems],
+            versions=versions,
+            method_settings=method_settings,
+            confidence=CONFIDENCE,
+        )
     )
+
+
+def pages(*folders: Path) -> jinja2.Environment:
+    """What pages are made with: the templates of these folders, and those that all share."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([*folders, TEMPLATE.parent]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "short": short}
+    return environment
 
 
 def _damaged(run: Run) -> bool:
     return any(problem.startswith(RESULTS) for problem in run.problems)
 
 
-def _percent(share: float, digits: int = 1) -> str:
+def percent(share: float, digits: int = 1) -> str:
     """A share as percent, "–" for NaN."""
     return f"{100 * share:.{digits}f}".replace("-", "−") if math.isfinite(share) else "–"
 
 
-def _short(value: float, digits: int = 3) -> str:
+def short(value: float, digits: int = 3) -> str:
     """A number with a few significant digits, "–" for NaN."""
     if not math.isfinite(value):
         return "–"

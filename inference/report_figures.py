@@ -45,8 +45,20 @@ def score_by_arm(arms: Sequence[Arm], metric: str) -> Figure:
 def score_over_steps(arms: Sequence[Arm], metric: str) -> Figure:
     """Mean over seeds (of means over chains) by step, and the band from lowest to highest seed."""
     figure, axes = _figure(3.6 + 0.2 * len(arms))
-    for arm in reversed(arms):  # the best on top
-        curves = [curve for run in arm.runs if (curve := score_curve(run, metric))]
+    draw_scores(axes, arms, metric)
+    _finish(axes, metric, axes.yaxis)
+    axes.set_xlabel("step")
+    axes.set_ylabel(f"test {metric}")
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    legend_below(figure, axes)
+    return figure
+
+
+def draw_scores(axes: Axes, arms: Sequence[Arm], metric: str) -> None:
+    """The lines and bands of `score_over_steps`, on axes of the caller's; the first arm on top."""
+    for arm in reversed(arms):
+        curves = [curve for run in arm.runs if (curve := over_steps(run, f"test.{metric}"))]
         if not curves:
             continue
         steps = sorted({step for curve in curves for step in curve})
@@ -68,15 +80,24 @@ def score_over_steps(arms: Sequence[Arm], metric: str) -> Figure:
             linewidth=2.4 if arm.best else 1.5,
             marker="o" if len(steps) == 1 else "",
         )
-    _finish(axes, metric, axes.yaxis)
     axes.set_xlim(left=0)
-    axes.set_xlabel("step")
-    axes.set_ylabel(f"test {metric}")
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], frameon=False, loc="outside lower center")
-    return figure
+    _show_share(axes.yaxis, metric)
+
+
+def legend_below(figure: Figure, *drawn: Axes, columns: int = 1, last_first: bool = True) -> None:
+    """One legend, below the figure, of all that was drawn on these axes."""
+    found: dict[str, Any] = {}
+    for axes in drawn:
+        handles, labels = axes.get_legend_handles_labels()
+        found |= dict(zip(labels, handles, strict=True))
+    entries = list(found.items())[:: -1 if last_first else 1]
+    figure.legend(
+        [handle for _, handle in entries],
+        [label for label, _ in entries],
+        frameon=False,
+        loc="outside lower center",
+        ncols=columns,
+    )
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:
@@ -96,15 +117,20 @@ def _finish(axes: Axes, metric: str, values: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=values.axis_name, color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
+    _show_share(values, metric)
+
+
+def _show_share(values: Any, metric: str) -> None:
+    """Percent on the axis of a metric that is a share."""
     if bounds(metric) is not None:
         values.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
 
 
-def score_curve(run: Run, metric: str) -> dict[int, float]:
-    """Mean over chains by step."""
+def over_steps(run: Run, name: str) -> dict[int, float]:
+    """An entry of the run's metrics by step: its mean over chains; empty if it has none."""
     found: dict[int, list[float]] = {}
     for row in run.metrics:
-        value = row.get(f"test.{metric}")
+        value = row.get(name)
         if isinstance(value, int | float) and math.isfinite(value):
             found.setdefault(row["step"], []).append(float(value))
     return {step: float(np.mean(values)) for step, values in found.items()}

@@ -10,13 +10,18 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from bads_ppl.chains import Stopped
 from bads_ppl.errors import Diverged, InputError
@@ -43,14 +48,30 @@ OmegaConf.register_new_resolver("task_label", task_label, replace=True)
 OmegaConf.register_new_resolver("file_label", file_label, replace=True)
 
 
-@hydra.main(config_path=str(CONFIGS), config_name="config", version_base="1.3")
-def main(config: DictConfig) -> None:
-    """Run one experiment and print its main numbers."""
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
-    chosen = HydraConfig.get().runtime.choices
-    choices = Choices(**{name: chosen[name] for name in Choices.__dataclass_fields__})
+def compose_run(options: Sequence[str], who: str) -> tuple[DictConfig, Choices]:
+    """The settings that `inference.run` would have with these options.
+
+    Raises:
+        InputError: if they do not parse, or there are no such options.
+    """
     try:
-        results = run(config, choices)
+        with initialize_config_dir(str(CONFIGS.absolute()), version_base="1.3"):
+            config = compose("config", list(options), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        reason = " ".join(f"{error} {error.__cause__ or ''}".split())
+        raise InputError(f"the options of {who} do not fit: {reason}") from error
+    choices = _choices(config.hydra.runtime.choices)
+    with open_dict(config):
+        del config.hydra
+    return config, choices
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turns the errors of a run into a message and an exit code, and warnings into one line."""
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    try:
+        yield
     except InputError as error:
         _exit(error, 2)
     except Stopped as stopped:
@@ -59,12 +80,23 @@ def main(config: DictConfig) -> None:
         _exit(error, 1)
     except KeyboardInterrupt:  # while data are read or results written
         _exit("stopped by SIGINT: run again with resume=true to continue", 130)
+
+
+@hydra.main(config_path=str(CONFIGS), config_name="config", version_base="1.3")
+def main(config: DictConfig) -> None:
+    """Run one experiment and print its main numbers."""
+    with exit_codes():
+        results = run(config, _choices(HydraConfig.get().runtime.choices))
     groups = ", ".join(f"{n} {g['mean_weight']:.4f}" for n, g in results["groups"].items())
     print(
         f"{results['task']} ({results['dataset']}) {results['method']}: "
         f"test accuracy {results['test']['accuracy']:.4f}; mean weight {groups}; "
         f"{results['cost']['seconds']:.0f} s; results in {results['run_dir']}"
     )
+
+
+def _choices(chosen: Mapping[str, str]) -> Choices:
+    return Choices(**{name: chosen[name] for name in Choices.__dataclass_fields__})
 
 
 def _exit(error: BaseException | str, code: int) -> None:

@@ -68,7 +68,8 @@ class Run:
 
 
 def find_runs(root: Path) -> list[Run]:
-    """All runs in and below a folder, by path; hidden folders are left out.
+    """All runs in and below a folder, by path; hidden folders are left out, and so are runs that
+    were scored on a fold of the meta set, not on a test set.
 
     Raises:
         InputError: if the folder does not exist or holds no run.
@@ -79,7 +80,9 @@ def find_runs(root: Path) -> list[Run]:
     for folder, below, files in os.walk(root):
         below[:] = sorted(name for name in below if not name.startswith("."))
         if RESULTS in files or CONFIG in files:
-            runs.append(read_run(Path(folder), root))
+            run = read_run(Path(folder), root)
+            if run.config.get("fold") is None:
+                runs.append(run)
             below.clear()  # a run's own folders hold no runs
     if not runs:
         raise InputError(
@@ -89,8 +92,8 @@ def find_runs(root: Path) -> list[Run]:
     return runs
 
 
-def read_run(folder: Path, root: Path) -> Run:
-    """One run; what is damaged becomes a problem of the run, not an error."""
+def read_run(folder: Path, root: Path, *, plots: bool = True) -> Run:
+    """One run, with its plots or without; what is damaged becomes a problem, not an error."""
     name = folder.relative_to(root).as_posix()
     run = Run(name if name != "." else root.resolve().name, None, {}, "", [], [], [])
     try:
@@ -123,7 +126,7 @@ def read_run(folder: Path, root: Path) -> Run:
         pass  # a task without texts
     except (OSError, ValueError, KeyError) as error:
         run.problems.append(f"{TEXTS} is damaged ({_first_line(error)})")
-    for path in sorted((folder / "plots").glob("*.png")):
+    for path in sorted((folder / "plots").glob("*.png")) if plots else ():
         try:
             run.plots.append((path.stem.replace("_", " "), _plot_uri(path)))
         except OSError as error:

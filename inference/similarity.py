@@ -1,7 +1,7 @@
 """How like the meta points each train point is, by the embeddings of a network.
 
 Both ways to combine the similarities to many meta points are those of RDS (Ivison et al., 2025):
-the largest one, or the best rank that any meta point gives, so that every meta point has its say.
+the largest one, or turns, in which every meta point has as many train points as the others.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as functional
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bads_ppl.errors import InputError
@@ -46,9 +47,9 @@ def likeness(
     Args:
         train: the points to score.
         meta: the points to be like.
-        combine: "max": the largest likeness to a meta point. "round_robin": every meta point ranks
-            the train points; a train point counts by its best rank, and among equals by the
-            likeness that gave it. The score is the resulting place, from 1 down to 1 / N_t.
+        combine: "max": the largest likeness to a meta point. "round_robin": the meta points take
+            train points in turns, each the one most like it of those left. The score is the place
+            in which a point is taken, from 1 down to 1 / N_t.
 
     Raises:
         InputError: if embeddings differ in width.
@@ -64,18 +65,35 @@ def likeness(
         for column in _columns(train, meta):
             best = torch.maximum(best, column)
         return best
-    rank = torch.full((size,), size)
+    lists = []
     for column in _columns(train, meta):
+        best = torch.maximum(best, column)
         order = column.argsort(descending=True, stable=True)
-        mine = torch.empty_like(order)
-        mine[order] = torch.arange(size)
-        mine[column == APART] = size
-        better = (mine < rank) | ((mine == rank) & (column > best))
-        rank, best = torch.where(better, mine, rank), torch.where(better, column, best)
-    order = torch.from_numpy(np.lexsort((-best.numpy(), rank.numpy())))
+        lists.append(order[: int((column > APART).sum())].numpy())
     scores = torch.empty(size)
-    scores[order] = 1 - torch.arange(size) / size
+    scores[_in_turns(lists, best.numpy())] = 1 - torch.arange(size) / size
     return scores
+
+
+def _in_turns(lists: list[NDArray[np.int64]], best: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Places (N,) in the order in which lists take them: each in turn its first that is left.
+
+    Places that are in no list come last, by `best`.
+    """
+    taken = np.zeros(len(best), bool)
+    chosen: list[int] = []
+    left = [iter(one.tolist()) for one in lists]
+    while left:
+        still = []
+        for one in left:
+            place = next((place for place in one if not taken[place]), None)
+            if place is not None:
+                taken[place] = True
+                chosen.append(place)
+                still.append(one)
+        left = still
+    rest = np.flatnonzero(~taken)
+    return np.concatenate([np.array(chosen, int), rest[np.argsort(-best[rest], kind="stable")]])
 
 
 def _columns(train: Embedded, meta: Embedded) -> Iterator[Tensor]:

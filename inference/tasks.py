@@ -20,6 +20,7 @@ from torch import Tensor
 from bads_ppl.checks import check_classes
 from bads_ppl.data import Data, check_disjoint
 from bads_ppl.errors import InputError
+from inference.augmentation import crop_and_flip
 from inference.cifar import load_cifar10
 from inference.sources import ImageSplits, load_mnist
 
@@ -200,14 +201,18 @@ def cifar10(
     per_class: int = 1000,
     noise: float = 0.5,
     kind: Literal["symmetric", "asymmetric"] = "symmetric",
+    augment: bool = True,
 ) -> Task:
     """Ten classes of colour images, a share `noise` of whose train labels is wrong.
+
+    Steps are made on random crops and mirror images of train and meta points, unless `augment`
+    is false.
 
     "asymmetric" noise makes truck automobile, bird airplane, deer horse, and cat and dog each
     other, a share `noise` of each of these classes (Patrini et al., 2017).
     """
     splits = load_cifar10(Path(root), source).scored_on(split)
-    _check_sizes(meta_per_class, {0: per_class}, "task.data.per_class")
+    _check_sizes(meta_per_class, {0: per_class}, "task.per_class")
     warnings: tuple[str, ...] = ()
     if splits.name != "cifar10":
         warnings = (
@@ -217,14 +222,13 @@ def cifar10(
         have = int(splits.train_labels.bincount(minlength=10).min()) - meta_per_class
         per_class = min(per_class, max(have, 1))
     counts = dict.fromkeys(range(10), per_class)
-    chosen = _chosen(
-        "cifar10", splits, counts, meta_per_class, seed, "task.data.per_class", "class"
-    )
+    chosen = _chosen("cifar10", splits, counts, meta_per_class, seed, "task.per_class", "class")
     train_index = torch.from_numpy(np.sort(np.concatenate(chosen.train)))
     meta_index = torch.from_numpy(np.sort(np.concatenate(chosen.meta)))
 
     def data(images: Tensor, labels: Tensor, index: Tensor, what: str) -> Data:
-        return Data(normalise_colour(images[index]), labels[index], index, name=what)
+        views = crop_and_flip if augment and what != "test" else None
+        return Data(normalise_colour(images[index]), labels[index], index, name=what, augment=views)
 
     everything = torch.arange(len(splits.test_labels))
     task = Task(
@@ -280,7 +284,7 @@ def mislabelled(
         for true, other in taken_for.items():
             target[some(np.flatnonzero(task.train.target.numpy() == true))] = other
     right = target == task.train.target
-    train = Data(task.train.input, target, task.train.ids, name="train")
+    train = Data(task.train.input, target, task.train.ids, name="train", augment=task.train.augment)
     return replace(task, train=train, right=right)
 
 

@@ -33,12 +33,16 @@ class ResNet(nn.Module):
         classes: number of classes.
         depth: layers with weights, 6 n + 2: 20, 32, 44, ...
         width: channels of the first stage; the two others have two and four times as many.
+        stem_stride: of the first convolution; 2 halves the images' sides, for a quarter of the
+            work.
 
     Raises:
         InputError: for another depth.
     """
 
-    def __init__(self, classes: int = 10, *, depth: int = 32, width: int = 16) -> None:
+    def __init__(
+        self, classes: int = 10, *, depth: int = 32, width: int = 16, stem_stride: int = 1
+    ) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise InputError(f"depth must be 6 n + 2 (8, 14, 20, 26, 32, ...), got {depth}")
@@ -51,7 +55,9 @@ class ResNet(nn.Module):
                 stages.append(Block(channels, outputs, stride=2 if first else 1))
                 channels = outputs
         self.stem = nn.Sequential(
-            nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+            nn.Conv2d(3, width, 3, stem_stride, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
         )
         self.stages = nn.Sequential(*stages)
         self.head = nn.Linear(channels, classes)

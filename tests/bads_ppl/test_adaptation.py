@@ -95,5 +95,7 @@ def test_there_must_be_a_burn_in_to_adapt_in():
 
 def test_a_program_without_density_has_no_rate_to_adapt_to():
     parts = Parts(nn.Linear(1, 2), InstanceWeights(), SparsityPrior(0.5))
-    with pytest.raises(InputError, match="companion network: use model=joint"):
+    with pytest.raises(
+        InputError, match="companion network or changes with the steps: use model=joint"
+    ):
         kernel(bind(normalised, parts), step_size=0.01, target_acceptance=0.8)

@@ -1,5 +1,5 @@
 import math
-from functools import cache, partial
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -7,6 +7,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import MCMC, NUTS
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bads_ppl.data import Data
@@ -102,11 +103,10 @@ def small_joint(weights: str) -> Parts:
     return parts(WeightNetwork(2, classes=2, prior=NormalPrior(1.0)), scale=3.0)
 
 
-@pytest.fixture(scope="module")
-def nuts_draws():
+@pytest.fixture
+def nuts_draws(shared):
     """Draws of w and theta (600, 26) by NUTS from the joint program, by kind of weights."""
 
-    @cache
     def draw(weights: str) -> torch.Tensor:
         train, meta = (data.full() for data in logistic_data())
         program = bind(joint, small_joint(weights))
@@ -123,7 +123,14 @@ def nuts_draws():
         values = torch.stack(w).detach()
         return torch.cat([values, found["theta.weight"].flatten(1), found["theta.bias"]], dim=1)
 
-    return draw
+    def find(weights: str) -> torch.Tensor:
+        folder = shared(
+            f"nuts-{weights}",
+            lambda folder: save_file({"draws": draw(weights)}, folder / "draws.safetensors"),
+        )
+        return load_file(folder / "draws.safetensors")["draws"]
+
+    return find
 
 
 def rows(draws: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:

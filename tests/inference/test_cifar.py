@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 
 from bads_ppl.errors import InputError
+from inference.augmentation import crop_and_flip
 from inference.cifar import load_cifar10, shapes
+from inference.run import compose_run
 from inference.tasks import ASYMMETRIC, cifar10, normalise_colour
 
 
@@ -141,3 +144,37 @@ def test_a_class_with_too_few_points_is_named(tmp_path):
     write(tmp_path)
     with pytest.raises(InputError, match=r"needs 41 train images of class 0 \(36 .*has 40"):
         task(tmp_path, per_class=36)
+
+
+def test_views_are_made_of_train_and_meta_points_and_never_of_test_points(tmp_path):
+    write(tmp_path)
+    on, off = task(tmp_path), task(tmp_path, augment=False)
+    assert on.train.augment is on.meta.augment is crop_and_flip
+    assert on.test.augment is off.train.augment is off.meta.augment is None
+
+
+def test_the_paper_s_size_has_its_network_its_batches_and_its_steps():
+    config, _ = compose_run(["task=cifar10_paper"], "the paper")
+    assert (config.steps, config.sampler.train_batch, config.sampler.meta_batch) == (20_000, 60, 60)
+    assert (config.task.per_class, config.task.meta_per_class) == (4000, 1000)
+    network = instantiate(config.backbone)(classes=10)
+    assert sum(p.numel() for p in network.parameters()) == 464_154
+    small, _ = compose_run(["task=cifar10"], "two cores")
+    assert 10 * small.task.per_class == 10_000
+    assert sum(p.numel() for p in instantiate(small.backbone)(classes=10).parameters()) < 100_000
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"per_class": 0}, "task.per_class must be at least 1, got 0"),
+        ({"per_class": -5}, "task.per_class must be at least 1, got -5"),
+        ({"meta_per_class": 0}, "task.meta_per_class must be at least 1, got 0"),
+        ({"per_class": 39}, "needs 44 train images of class 0 .* has 40: lower .*task.per_class"),
+        ({"noise": 1.0}, r"task.noise must be in \[0, 1\), got 1.0"),
+    ],
+)
+def test_sizes_and_noise_that_do_not_fit_are_refused(options, message, tmp_path):
+    write(tmp_path)
+    with pytest.raises(InputError, match=message):
+        task(tmp_path, **options)

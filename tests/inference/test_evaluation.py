@@ -10,7 +10,13 @@ from torch import nn
 
 from bads_ppl.data import Data
 from bads_ppl.losses import cross_entropy
-from inference.evaluation import TaskMonitor, accuracy, mean_scores, predictive_accuracy
+from inference.evaluation import (
+    TaskMonitor,
+    accuracy,
+    mean_scores,
+    predictive,
+    predictive_accuracy,
+)
 
 
 class Logits(nn.Module):
@@ -95,6 +101,8 @@ def test_the_predictive_averages_probabilities_of_all_chains_after_burn_in():
         chains.append(SimpleNamespace(monitor=one))
     assert predictive_accuracy(chains[1:], target) == 0.5
     assert predictive_accuracy(chains, target) == 1.0
+    chances = [chain.monitor.test.input.softmax(dim=1) for chain in chains]
+    assert torch.allclose(predictive(chains), (chances[0] + chances[1]) / 2)
 
 
 def test_the_state_of_a_monitor_continues_its_average(test_set):

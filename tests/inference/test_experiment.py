@@ -17,11 +17,13 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from bads_ppl import Selection
+from bads_ppl import Selection, kernel
 from bads_ppl.checkpoint import load_checkpoint
 from bads_ppl.draws import read_draws
 from bads_ppl.errors import InputError
+from bads_ppl.kernel import MinibatchKernel
 from bads_ppl.posterior import load
+from inference import experiment
 from inference.experiment import (
     WRITTEN,
     check_folder,
@@ -197,7 +199,7 @@ def test_metrics_are_those_of_the_chains_in_order(options, finished, results):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     chains = sorted(folder.glob("chain-*"))
     assert [(row["chain"], row["step"]) for row in rows] == [
-        (chain, step) for chain in range(len(chains)) for step in (3, 6)
+        (chain, step) for chain in range(len(chains)) for step in (2, 4, 6)
     ]
     apart = "".join((chain / "metrics.jsonl").read_text() for chain in chains)
     assert apart == (folder / "metrics.jsonl").read_text()
@@ -254,14 +256,13 @@ def test_the_configuration_that_is_saved_is_resolved(finished):
 
 @variants
 def test_a_lengthened_chain_equals_one_that_was_never_stopped(options, finished, command, tmp_path):
-    lengths = [option for option in options if not option.startswith("steps")]
-    shorter = command(*lengths, "steps=3", "thinning=1", f"run_dir={tmp_path / 'a'}")
+    folder = tmp_path / "run"
+    shorter = command(*options, "steps=4", f"run_dir={folder}")
     assert shorter.code == 0, shorter.err
-    (tmp_path / "a" / "chain-0" / "w.f32").open("ab").write(b"half a row")
-    longer = command(*lengths, "thinning=1", f"run_dir={tmp_path / 'a'}", "resume=true")
-    straight = command(*lengths, "thinning=1", f"run_dir={tmp_path / 'b'}")
-    assert longer.code == straight.code == 0, longer.err + straight.err
-    assert chain_files(tmp_path / "a") == chain_files(tmp_path / "b")
+    (folder / "chain-0" / "w.f32").open("ab").write(b"half a row")
+    longer = command(*options, f"run_dir={folder}", "resume=true")
+    assert longer.code == 0, longer.err
+    assert chain_files(folder) == chain_files(finished(*options))
 
 
 def test_resuming_a_finished_run_changes_no_draw_and_no_result(finished, command, tmp_path):
@@ -422,6 +423,22 @@ def test_a_mistake_beside_overwrite_does_not_cost_the_old_run(mistake, finished,
     assert tree(folder) == tree(finished())
 
 
+def test_steps_are_checked_on_the_network_that_the_chain_starts_with(
+    command, tmp_path, monkeypatch
+):
+    starts = []
+
+    def look(kernel: MinibatchKernel) -> None:
+        parameters = kernel.latents.networks["theta"].module.parameters()
+        starts.append(torch.cat([one.detach().flatten() for one in parameters]))
+
+    monkeypatch.setattr(experiment, "check_stiffness", look)
+    monkeypatch.setattr(kernel, "check_stiffness", look)
+    assert command(f"run_dir={tmp_path / 'run'}").code == 0
+    before, first_step = starts
+    assert torch.equal(before, first_step)
+
+
 def test_a_refused_run_leaves_no_folder_behind(command, tmp_path):
     assert command(f"run_dir={tmp_path / 'run'}", "sampler.train_batch=1000").code == 2
     assert not (tmp_path / "run").exists()
@@ -448,10 +465,12 @@ def largest_file() -> Callable[[int], None]:
 @pytest.mark.parametrize(
     ("size", "what"), [(200_000, "checkpoint.safetensors"), (600, "chain-0 (")]
 )
-def test_a_write_that_fails_keeps_the_last_checkpoint(size, what, command, tmp_path, largest_file):
+def test_a_write_that_fails_keeps_the_last_checkpoint(
+    size, what, command, finished, tmp_path, largest_file
+):
     folder = tmp_path / "run"
     options = (f"run_dir={folder}", "thinning=1", "snapshots=0", "checkpoint_seconds=0")
-    assert command(*options, "steps=3").code == 0
+    assert command(*options, "steps=4").code == 0
     before = load_file(folder / "chain-0" / "checkpoint.safetensors")
     largest_file(size)
     outcome = command(*options, "resume=true")
@@ -463,8 +482,7 @@ def test_a_write_that_fails_keeps_the_last_checkpoint(size, what, command, tmp_p
     after = load_file(folder / "chain-0" / "checkpoint.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert command(*options, "resume=true").code == 0
-    assert command(f"run_dir={tmp_path / 'b'}", "thinning=1", "snapshots=0").code == 0
-    assert chain_files(folder) == chain_files(tmp_path / "b")
+    assert chain_files(folder) == chain_files(finished("thinning=1"))
 
 
 @pytest.mark.parametrize("file", ["results.json", "weights.parquet", "posterior.nc", "config.yaml"])

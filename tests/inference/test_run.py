@@ -152,6 +152,7 @@ def test_a_sweep_makes_one_folder_per_run(call, small, tmp_path, monkeypatch, re
     [
         (("method=mixing",), "mnist/mixing/joint-fixed/seed0"),
         (("task.meta_per_class=5", "method=mixing"), "mnist-5/mixing/joint-fixed/seed0"),
+        (("fold=1/2", "method=mixing"), "mnist-fold1of2/mixing/joint-fixed/seed0"),
         (("task=mnist10", "weights=network", "model=joint"), "mnist10/bads/joint-network/seed0"),
         (("preset=paper", "steps=6", "seed=3"), "mnist/bads/joint-network-paper/seed3"),
     ],
@@ -290,7 +291,8 @@ def damage(path: Path, at: int, value: int) -> None:
 def test_small_files_of_ones_own_run(command, tmp_path, results):
     write_mnist(tmp_path / "data")
     folder = tmp_path / "run"
-    outcome = command(*FILES, f"data.root={tmp_path / 'data'}", "sparsity=0.2", f"run_dir={folder}")
+    options = ("sparsity=0.2", "sampler.train_batch=6", "sampler.meta_batch=2", f"run_dir={folder}")
+    outcome = command(*FILES, f"data.root={tmp_path / 'data'}", *options)
     assert outcome.code == 0, outcome.err
     assert results(folder)["dataset"] == "mnist" and results(folder)["warnings"] == []
 

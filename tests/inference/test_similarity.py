@@ -49,14 +49,21 @@ def test_in_turns_every_meta_point_has_its_say():
     assert likeness(train, meta, combine="max").argsort(descending=True).tolist() == [0, 1, 2, 3, 4]
     turns = likeness(train, meta)
     assert turns.argsort(descending=True).tolist() == [0, 3, 1, 4, 2]
+    near = likeness(train, Embedded(at(0, 0.9, 90)))  # what one has taken the next goes without
+    assert near.argsort(descending=True).tolist() == [0, 1, 3, 2, 4]
     assert sorted(turns.tolist()) == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
 
 
-def test_in_turns_points_of_other_labels_take_no_place_in_a_small_class():
-    """One meta point of a class of one point: the second place in its list is no place at all."""
-    train = Embedded(at(0, 5, 10, 15, 90), torch.tensor([0, 0, 0, 0, 1]))
+def test_in_turns_a_small_class_is_taken_whole_before_a_large_one():
+    train = Embedded(at(15, 10, 5, 0, 90, 80), torch.tensor([0, 0, 0, 0, 1, 1]))
     meta = Embedded(at(90, 0), torch.tensor([1, 0]))
-    assert likeness(train, meta).argsort(descending=True).tolist() == [0, 4, 1, 2, 3]
+    assert likeness(train, meta).argsort(descending=True).tolist() == [4, 3, 5, 2, 1, 0]
+
+
+def test_in_turns_points_that_no_meta_point_is_like_come_last():
+    train = Embedded(at(0, 40, 20), torch.tensor([2, 0, 0]))
+    found = likeness(train, Embedded(at(0), torch.tensor([0])))
+    assert found.argsort(descending=True).tolist() == [2, 1, 0]
 
 
 def test_embeddings_of_different_widths_are_refused():

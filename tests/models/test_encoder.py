@@ -51,7 +51,7 @@ WEIGHTS, CONFIG, WORDS = (
 )
 
 
-# ------------------------------------------------------------------------------ where they come from
+# ---------------------------------------------------------------------------- where they come from
 
 
 def test_a_folder_comes_before_a_package_and_that_before_the_hub(folder, tmp_path, monkeypatch):

@@ -1,0 +1,279 @@
+"""Which methods run on which data, at which size: the one place that declares them.
+
+A case is a method on a setting, with a variant of it where a figure turns a knob; its runs differ
+by seed only. To add a method, add a line to `METHODS`: every figure that shows all methods has it
+from then on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is run.
+
+    Attributes:
+        name: as on the command line.
+        seeds: those that are run unless the user says otherwise.
+        about: what it is for.
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+    about: str
+
+
+SIZES = {
+    size.name: size
+    for size in (
+        Size("trial", (0,), "a few steps, to see that everything works; its numbers say nothing"),
+        Size("small", (0, 1, 2), "on two cores within an hour a target; the default"),
+        Size("paper", (0, 1, 2, 3, 4), "the paper's steps, data and networks; for an accelerator"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method as `inference.run` is asked for it.
+
+    Attributes:
+        name: in the names of folders and in claims.
+        options: of `inference.run`.
+        cost: of a step, in steps of plain training; for estimates of time only.
+        weighs: whether it finds weights, which figures can show.
+        proxy_steps: of networks that it trains ahead; in a trial it trains them hardly at all.
+        sizes: at which it is run.
+    """
+
+    name: str
+    options: tuple[str, ...]
+    cost: float = 1.0
+    weighs: bool = False
+    proxy_steps: int = 0
+    sizes: tuple[str, ...] = tuple(SIZES)
+
+
+PRESET = "preset=paper"
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("bads", ("method=bads",), 1.3, True),
+        # The paper's model, with weights that part as far as docs/results.md found useful.
+        Method("bads_joint", ("method=bads", "model=joint", "impact.weight=20"), 1.2, True),
+        # All of the paper's own settings, which need its number of steps.
+        Method("bads_paper", ("method=bads", PRESET), 1.2, True, sizes=("paper",)),
+        Method("blo", ("method=blo",), 2.6, True),
+        Method("mixing", ("method=mixing",)),
+        Method("meta_only", ("method=meta_only",), 0.5),
+        Method("random_select", ("method=random_select",)),
+        Method("dup_meta", ("method=dup_meta",)),
+        Method("cds", ("method=cds",), 1.6, True, proxy_steps=1500),
+        Method("rho_loss", ("method=rho_loss",), 2.0, True, proxy_steps=1500),
+        Method("classact", ("method=classact",), 2.0, True, proxy_steps=1500),
+        Method("rds", ("method=rds",), proxy_steps=1500),
+    )
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """Data, network and length of the chains, by size.
+
+    Attributes:
+        name: in the names of folders and in claims.
+        title: on figures.
+        dataset: the name that results record for the real data.
+        options: of `inference.run`, by size; the number of steps apart.
+        steps: by size.
+        points: N_t by size.
+        step_ms: of plain training on one core (for "paper": on an accelerator), by size.
+        start_s: a run's seconds beside its steps (imports, data, evaluations), by size.
+        strict: sigma of (8) in points, about as small as our step of the weights can take.
+        stand_in: options that take small data which need no files in place of the real ones.
+        preset: what preset=paper needs beside it on these data.
+        paper_data: sizes at which data and network are the paper's, so that levels compare.
+    """
+
+    name: str
+    title: str
+    dataset: str
+    options: Mapping[str, tuple[str, ...]]
+    steps: Mapping[str, int]
+    points: Mapping[str, int]
+    step_ms: Mapping[str, float]
+    start_s: Mapping[str, float]
+    strict: float
+    stand_in: tuple[str, ...]
+    preset: tuple[str, ...] = ()
+    paper_data: tuple[str, ...] = ("paper",)
+
+    @property
+    def data(self) -> str:
+        """The title's first part."""
+        return self.title.partition(",")[0]
+
+
+def mnist(meta_per_class: int = 25) -> Setting:
+    """Data balancing: 4,975 nines and 25 fours."""
+    task = ("task=mnist", f"task.meta_per_class={meta_per_class}", "chains=1")
+    return Setting(
+        f"mnist-{meta_per_class}",
+        f"MNIST, 4 against 9, {meta_per_class} + {meta_per_class} meta",
+        "mnist",
+        options={
+            "trial": (*task, "thinning=2", "evaluate_every=4"),
+            "small": (*task, "evaluate_every=100"),
+            "paper": (*task, "evaluate_every=500", "thinning=50"),
+        },
+        steps={"trial": 12, "small": 1500, "paper": 15_000},
+        points=dict.fromkeys(SIZES, 5000),
+        step_ms={"trial": 14, "small": 14, "paper": 5},
+        start_s={"trial": 8, "small": 9, "paper": 30},
+        strict=0.05,
+        stand_in=("data.source=digits",),
+        paper_data=("small", "paper"),
+    )
+
+
+def cifar10(noise: float = 0.5, *, longer: bool = False) -> Setting:
+    """Data denoising: a share `noise` of the train labels is wrong."""
+    knobs = (f"task.noise={noise:g}", "chains=1")
+    steps = {"trial": 4, "small": 2000, "paper": 20_000}
+    if longer:
+        steps = {"trial": 8, "small": 10_000, "paper": 200_000}
+    options = {
+        size: (
+            "task=cifar10_paper" if size == "paper" else "task=cifar10",
+            *knobs,
+            f"evaluate_every={max(1, count // 20)}",
+            f"thinning={max(1, count // 100)}",
+        )
+        for size, count in steps.items()
+    }
+    return Setting(
+        f"cifar10-{noise:g}" + ("-long" if longer else ""),
+        f"CIFAR-10, {100 * noise:g} % wrong labels",
+        "cifar10",
+        options,
+        steps,
+        points={"trial": 10_000, "small": 10_000, "paper": 40_000},
+        step_ms={"trial": 48, "small": 48, "paper": 30},
+        start_s={"trial": 14, "small": 30, "paper": 60},
+        strict=0.5,
+        stand_in=("data.source=shapes",),
+        # The paper's beta, and its step sizes on mean losses: here 2 eta / points.
+        preset=("sparsity=0.8", "method.learning_rate=1e-4", "weights.step_size=4.8e-9"),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """A knob turned.
+
+    Attributes:
+        name: in the names of folders and in claims, "sigma0.5" say.
+        label: on figures, knob to value.
+        options: of `inference.run`, given the setting and the size.
+    """
+
+    name: str
+    label: Mapping[str, str]
+    options: Callable[[Setting, str], tuple[str, ...]]
+
+
+def sigma(value: float) -> Variant:
+    """Sigma of (8) where losses and the total weight are means, as the paper's step sizes suggest.
+
+    With U / N_t in place of U, (mean w - beta)^2 / (2 sigma^2) is (8) with sigma sqrt(N_t) points.
+    """
+
+    def options(setting: Setting, size: str) -> tuple[str, ...]:
+        return (f"prior.sparsity_scale={value * math.sqrt(setting.points[size]):.3g}",)
+
+    return Variant(f"sigma{value:g}", {"sigma": f"{value:g}"}, options)
+
+
+def strict() -> Variant:
+    """Sigma of (8) about as small as our step of the weights can take."""
+    shown = {"sigma": "strict"}
+    return Variant(
+        "strict", shown, lambda setting, size: (f"prior.sparsity_scale={setting.strict:g}",)
+    )
+
+
+def beta(value: float) -> Variant:
+    """The share of the train set to select."""
+    name, shown = f"beta{value:g}", {"beta": f"{value:g}"}
+    return Variant(name, shown, lambda setting, size: (f"sparsity={value:g}",))
+
+
+def network() -> Variant:
+    """Weights from a linear layer on the embedding, not one per point."""
+    return Variant("network", {}, lambda setting, size: ("weights=network",))
+
+
+AS_IT_IS = Variant("", {}, lambda setting, size: ())
+
+
+class Key(NamedTuple):
+    """The names of a case."""
+
+    setting: str
+    method: str
+    variant: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A method on a setting; its runs differ by seed only."""
+
+    setting: Setting
+    method: Method
+    variant: Variant = AS_IT_IS
+
+    @property
+    def key(self) -> Key:
+        return Key(self.setting.name, self.method.name, self.variant.name)
+
+    @property
+    def folder(self) -> str:
+        """Of its runs, below the folder of all runs."""
+        name = "-".join(part for part in (self.method.name, self.variant.name) if part)
+        return f"{self.setting.name}/{name}"
+
+    def options(self, size: str) -> tuple[str, ...]:
+        """Of `inference.run`, without the seed."""
+        setting = self.setting
+        preset = setting.preset if PRESET in self.method.options else ()
+        hasty = size == "trial" and self.method.proxy_steps
+        return (
+            *setting.options[size],
+            f"steps={setting.steps[size]}",
+            *self.method.options,
+            *preset,
+            *(("method.proxy.steps=10",) if hasty else ()),
+            *self.variant.options(setting, size),
+        )
+
+    def seconds(self, size: str) -> float:
+        """About how long a run takes on one core ("paper": on an accelerator)."""
+        setting = self.setting
+        steps = setting.steps[size] * self.method.cost + self.method.proxy_steps * (size != "trial")
+        return setting.start_s[size] + steps * setting.step_ms[size] / 1000
+
+
+def every_method(*settings: Setting, weighs: bool = False) -> tuple[Case, ...]:
+    """All methods on these settings, or those that find weights."""
+    return tuple(
+        Case(setting, method)
+        for setting in settings
+        for method in METHODS.values()
+        if method.weighs or not weighs
+    )

@@ -1,0 +1,150 @@
+"""The figures of the targets: each a function from results to a matplotlib `Figure`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from bads_ppl import plots
+from inference.arms import Arm
+from inference.report_figures import draw_scores, legend_below, over_steps
+from inference.reproduce.cost import PLAIN
+from inference.reproduce.results import LAST, METRIC, Costs, Results, groups
+
+NOTHING = "nothing has been run yet"
+
+
+def curves(results: Results) -> Figure:
+    """Test accuracy over steps, one pair of axes per setting; the first arm on top."""
+    settings = _settings(results)
+    figure, panels = plots.panels(
+        [results.titles[setting] for setting in settings] or [NOTHING],
+        "test accuracy",
+        columns=max(1, len(settings)),
+        size=(5.6, 4.0),
+    )
+    for axes, setting in zip(panels, settings, strict=False):
+        draw_scores(axes, list(results.of(setting).values()), METRIC)
+    legend_below(figure, *panels, columns=2)
+    return figure
+
+
+def weights(results: Results, columns: int = 3) -> Figure:
+    """Mean weight by group over steps, one pair of axes per arm, `columns` in a row."""
+    arms = results.arms
+    figure, panels = plots.panels(
+        _titles(results) or [NOTHING],
+        "mean weight",
+        columns=min(columns, max(1, len(arms))),
+        size=(3.6, 2.9),
+    )
+    for axes, arm in zip(panels, arms.values(), strict=False):
+        _draw_weights(axes, arm)
+    legend_below(figure, *panels, columns=2, last_first=False)
+    return figure
+
+
+def _titles(results: Results) -> list[str]:
+    """Of a panel per arm: the method, and below it what tells apart the panels of a method."""
+    several, turned = len(_settings(results)) > 1, any(key.variant for key in results.arms)
+    titles = []
+    for key, arm in results.arms.items():
+        variant = ", ".join(f"{name} {value}" for name, value in arm.variant.items())
+        below = [results.titles[key.setting].partition(",")[0]] if several else []
+        below += [variant or "as it is"] if turned else []
+        named = [arm.text("method"), *arm.kind]
+        titles.append("\n".join(" · ".join(line) for line in (named, below) if line))
+    return titles
+
+
+def _draw_weights(axes: Axes, arm: Arm) -> None:
+    """The mean over seeds, of means over chains, and the band from lowest to highest seed."""
+    wanted = groups(arm)
+    rows: list[dict[str, Any]] = []
+    for run in arm.runs:
+        by_step: dict[int, dict[str, Any]] = {}
+        for group in wanted:
+            name = f"groups.{group}.mean_weight"
+            for step, value in over_steps(run, name).items():
+                by_step.setdefault(step, {})[name] = value
+        seed = run.value("seed")
+        rows += [{"chain": seed, "step": step, **values} for step, values in by_step.items()]
+    if rows:
+        plots.draw_weights_by_group(axes, rows, wanted)
+
+
+def over_meta_sizes(results: Results) -> Figure:
+    """Accuracy of the last iterate over the curated points per class; band over seeds."""
+    by_method: dict[str, dict[int, Arm]] = {}
+    for key, arm in results.arms.items():
+        size = int(arm.runs[0].number("settings.meta_per_class"))
+        by_method.setdefault(key.method, {})[size] = arm
+    figure, (axes,) = plots.panels(["MNIST, 4 against 9"], "test accuracy", size=(6.4, 5.2))
+    sizes = sorted({size for arms in by_method.values() for size in arms})
+    for arms in reversed(by_method.values()):  # the first on top
+        one = next(iter(arms.values()))
+        found = {size: [run.number(LAST) for run in arms[size].runs] for size in sorted(arms)}
+        low, high = ([end(values) for values in found.values()] for end in (min, max))
+        mean = [sum(values) / len(values) for values in found.values()]
+        axes.fill_between(list(found), low, high, color=one.colour, alpha=0.15, linewidth=0)
+        axes.plot(
+            list(found), mean, color=one.colour, linestyle=one.style, marker="o", label=one.label
+        )
+    axes.set_xscale("log")
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(plots.PERCENT)
+    axes.set_xlabel("curated points per class")
+    legend_below(figure, axes, columns=2)
+    return figure
+
+
+def costs(results: Results) -> Figure:
+    """Time and memory of a step over those of plain training; bar: lowest to highest round."""
+    measured = results.costs
+    titles = [
+        f"{results.titles[setting]}\n{what} of a step"
+        for setting in measured
+        for what in ("time", "peak memory")
+    ]
+    figure, panels = plots.panels(titles or [NOTHING], "", columns=2, size=(5.2, 3.6))
+    for k, (axes, found) in enumerate(
+        zip(panels, [one for one in measured.values() for _ in range(2)], strict=False)
+    ):
+        values = _memory(found) if k % 2 else _time(found)
+        for row, ratios in enumerate(values.values()):
+            middle = sorted(ratios)[len(ratios) // 2]
+            axes.plot([min(ratios), max(ratios)], [row, row], color=plots.HIGH[1], linewidth=5)
+            axes.plot([middle], [row], "o", color=plots.HIGH[0])
+            axes.annotate(
+                f"{middle:.2f}",
+                (max(ratios), row),
+                xytext=(7, 0),
+                textcoords="offset points",
+                va="center",
+            )
+        axes.axvline(1.0, color=plots.LOW[0], linewidth=1)
+        axes.set_yticks(range(len(values)), list(values))
+        axes.set_ylim(len(values) - 0.5, -0.5)
+        axes.set_xlim(0, 1.2 * max([1.0, *(max(ratios) for ratios in values.values())]))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlabel("times plain training")
+    return figure
+
+
+def _time(found: Costs) -> Mapping[str, Sequence[float]]:
+    return {name: found.time_ratios(name) for name in found.seconds if name != PLAIN}
+
+
+def _memory(found: Costs) -> Mapping[str, Sequence[float]]:
+    ratios = {name: found.memory_ratio(name) for name in found.seconds if name != PLAIN}
+    return {name: [ratio] for name, ratio in ratios.items() if math.isfinite(ratio)}
+
+
+def _settings(results: Results) -> list[str]:
+    return list(dict.fromkeys(key.setting for key in results.arms))

@@ -1,0 +1,155 @@
+"""What the runs of a target found, by case: the numbers that claims and figures are about."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from inference.arms import Arm, Estimate, bounds, look, paired_difference
+from inference.reproduce.cases import METHODS, Case, Key
+from inference.reproduce.cost import PLAIN
+from inference.reproduce.jobs import CostJob, Job, RunJob
+from inference.runs import Run, read_run
+
+METRIC = "accuracy"
+LAST = "test.accuracy_last"
+"""The test accuracy of the last iterate, which is the paper's final model."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Time and memory of steps on one setting.
+
+    Attributes:
+        seconds: of a block of steps by method and round; "plain" is plain training.
+        peak_mib: by method, above what was in use before there was a network; None: unknown.
+        steps: of a block.
+        preparation_s: seconds until the first step, data included, by method.
+        device: where.
+    """
+
+    seconds: dict[str, list[float]]
+    peak_mib: dict[str, float | None]
+    steps: int
+    preparation_s: dict[str, float]
+    device: str
+
+    def time_ratios(self, method: str) -> list[float]:
+        """Time of the method over that of plain training, by round; empty if not measured."""
+        own, plain = self.seconds.get(method, []), self.seconds.get(PLAIN, [])
+        return [a / b for a, b in zip(own, plain, strict=False)]
+
+    def memory_ratio(self, method: str) -> float:
+        """Peak memory over that of plain training; NaN if not measured."""
+        own, plain = self.peak_mib.get(method), self.peak_mib.get(PLAIN)
+        return own / plain if own is not None and plain else math.nan
+
+
+@dataclass
+class Results:
+    """All that is there of a target's jobs.
+
+    Attributes:
+        size: a name in `cases.SIZES`.
+        arms: finished runs by case, in the order of the target.
+        costs: by setting.
+        titles: of the settings, by name.
+        paper_data: settings whose data and network are the paper's at this size.
+        stand_ins: names of data that are not the paper's.
+    """
+
+    size: str
+    arms: dict[Key, Arm] = field(default_factory=dict)
+    costs: dict[str, Costs] = field(default_factory=dict)
+    titles: dict[str, str] = field(default_factory=dict)
+    paper_data: set[str] = field(default_factory=set)
+    stand_ins: set[str] = field(default_factory=set)
+
+    def of(self, setting: str) -> dict[Key, Arm]:
+        """The arms of one setting."""
+        return {key: arm for key, arm in self.arms.items() if key.setting == setting}
+
+    def accuracy(self, key: Key) -> Estimate:
+        """Of the last iterate, in [0, 1]; count 0 without runs."""
+        arm = self.arms.get(key)
+        return arm.estimate(LAST, bounds(METRIC)) if arm else Estimate.of([])
+
+    def difference(self, key: Key, other: Key) -> Estimate:
+        """Accuracy of `key` minus that of `other`, paired by seed; count 0 without shared seeds."""
+        arm, against = self.arms.get(key), self.arms.get(other)
+        found = paired_difference(arm, against, LAST) if arm and against else None
+        return found or Estimate.of([])
+
+    def contrast(self, key: Key) -> Estimate:
+        """(high - low) / (high + low) of the mean weights by group; count 0 without runs."""
+        arm = self.arms.get(key)
+        return Estimate.of([contrast(run) for run in arm.runs] if arm else [], (-1.0, 1.0))
+
+
+def contrast(run: Run) -> float:
+    """(high - low) / (high + low), in [-1, 1], of the mean weights of a run's groups.
+
+    High are the groups that should weigh more. NaN where a run has no such groups.
+    """
+    mean = {wanted: _mean_weight(run, wanted) for wanted in (True, False)}
+    total = mean[True] + mean[False]
+    return (mean[True] - mean[False]) / total if total > 0 else math.nan
+
+
+def _mean_weight(run: Run, high: bool) -> float:
+    found = [
+        (group["mean_weight"], group["count"])
+        for group in (run.value("groups") or {}).values()
+        if group.get("high") is high and group["count"]
+    ]
+    values, counts = [value for value, _ in found], [count for _, count in found]
+    return float(np.average(values, weights=counts)) if found else math.nan
+
+
+def groups(arm: Arm) -> dict[str, bool]:
+    """The groups of an arm's train points, and whether their weights should be high."""
+    found = arm.runs[0].value("groups") or {}
+    return {name: bool(group.get("high")) for name, group in found.items()}
+
+
+def collect(jobs: Sequence[Job], size: str) -> Results:
+    """Read the results of these jobs, which are done; what is damaged is left out."""
+    results = Results(size)
+    by_case: dict[Key, tuple[Case, list[Run]]] = {}
+    for job in jobs:
+        if isinstance(job, CostJob):
+            results.costs[job.setting.name] = _read_costs(job)
+            results.titles[job.setting.name] = job.setting.title
+            if job.place.source == "stand-in":
+                results.stand_ins |= {option.partition("=")[2] for option in job.setting.stand_in}
+        elif isinstance(job, RunJob):
+            run = read_run(job.folder, job.place.root, plots=False)
+            if run.results is not None:
+                by_case.setdefault(job.case.key, (job.case, []))[1].append(run)
+    order = list(METHODS)
+    for key, (case, runs) in by_case.items():
+        colour, style = look(order.index(key.method))
+        results.arms[key] = Arm(runs, METRIC, colour, style, dict(case.variant.label))
+        results.titles[key.setting] = case.setting.title
+        if size in case.setting.paper_data:
+            results.paper_data.add(key.setting)
+        found = {str(run.value("dataset")) for run in runs}
+        results.stand_ins |= found - {case.setting.dataset}
+    return results
+
+
+def _read_costs(job: CostJob) -> Costs:
+    stored: dict[str, Any] = json.loads(job.path.read_text(encoding="utf-8"))
+    about = stored["about"]
+    return Costs(
+        stored["seconds"],
+        stored["peak_mib"],
+        stored["steps"],
+        {name: one["preparation_s"] for name, one in about.items()},
+        ", ".join(sorted({str(one["device"]) for one in about.values()})),
+    )

@@ -1,0 +1,74 @@
+"""What targets declare fits together: options that compose, and claims about what is run."""
+
+import pytest
+
+from inference.reproduce import figures
+from inference.reproduce.cases import METHODS, SIZES, Key, Method, every_method, mnist
+from inference.reproduce.jobs import Place
+from inference.reproduce.results import Costs, Results
+from inference.reproduce.targets import TARGETS
+from inference.run import compose_run
+
+NOT_YET = ("cds", "classact")
+"""Methods that the paper's sentences are about, whether we have them or not."""
+
+
+def test_all_options_that_targets_declare_compose(tmp_path):
+    options = {
+        tuple(case.options(size))
+        for size in ("small", "paper")
+        for case in TARGETS["fig13"].cases + TARGETS["fig14"].cases + TARGETS["fig11"].cases
+        if size in case.method.sizes
+    }
+    variants = [case for name in ("fig8", "fig10") for case in TARGETS[name].cases]
+    options |= {tuple(case.options("small")) for case in variants if case.method.name == "bads"}
+    for some in sorted(options):
+        config, _ = compose_run(some, "a target")
+        assert f"steps={config.steps}" in some
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+def test_claims_are_about_cases_of_their_target(target, results):
+    keys = [case.key for case in target.cases]
+    settings = {key.setting for key in keys}
+    keys += [Key(setting, method) for setting in settings for method in NOT_YET]
+    made = Results("paper", paper_data=settings)
+    some = results(bads=[0.9, 0.8, 0.7]).arms.popitem()[1]
+    made.arms = dict.fromkeys(keys, some)
+    made.costs = {
+        setting: Costs(
+            {name: [1.0, 1.0] for name in ("plain", *METHODS, *NOT_YET)},
+            {name: 1.0 for name in ("plain", *METHODS, *NOT_YET)},
+            100,
+            {},
+            "cpu",
+        )
+        for setting in settings
+    }
+    assert target.claims
+    for claim in target.claims:
+        numbers = claim.judge(made).numbers
+        assert "no runs" not in numbers and "not measured" not in numbers, claim.sentence
+        nothing = claim.judge(Results("paper", paper_data=settings))
+        assert nothing.outcome == "cannot tell", claim.sentence
+
+
+def test_targets_share_runs(tmp_path):
+    def folders(name):
+        jobs = TARGETS[name].jobs(Place(tmp_path, "small"), SIZES["small"].seeds, list(METHODS))
+        return {job.folder for job in jobs}
+
+    assert folders("fig13") | folders("fig14") < folders("fig2")
+    assert folders("fig3") & folders("fig2") and folders("fig8") & folders("fig13")
+
+
+def test_a_new_method_is_in_every_figure_of_all_methods(monkeypatch):
+    before = len(every_method(mnist(25)))
+    monkeypatch.setitem(METHODS, "new", Method("new", ("method=new",), weighs=True))
+    assert len(every_method(mnist(25))) == before + 1
+    assert "new" in [case.method.name for case in every_method(mnist(25), weighs=True)]
+
+
+def test_nothing_to_draw_is_drawn_as_such():
+    for draw in (figures.curves, figures.weights, figures.over_meta_sizes, figures.costs):
+        assert draw(Results("small")).axes
