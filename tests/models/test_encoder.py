@@ -174,7 +174,9 @@ def test_of_a_frozen_encoder_the_network_is_the_head_alone():
     assert TextClassifier(5, hidden=0).head[0].weight.shape == (5, 384)
 
 
-@pytest.mark.parametrize(("tune", "trained"), [("full", 22_565_376), ("lora", 6 * 8 * (4 * 768 + 2 * 1920))])
+@pytest.mark.parametrize(
+    ("tune", "trained"), [("full", 22_565_376), ("lora", 6 * 8 * (4 * 768 + 2 * 1920))]
+)
 def test_gradients_reach_what_is_tuned_and_nothing_else(tune, trained, tokens):
     net = TextClassifier(2, tune=tune, hidden=0).train()
     moved = {name for name, p in net.encoder.named_parameters() if p.requires_grad}
