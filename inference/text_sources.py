@@ -231,8 +231,9 @@ def example(
     if split == "validation":
         rest, test = rest[: len(rest) * 9 // 10], rest[len(rest) * 9 // 10 :]
     train, meta = _drawn(pool, rest, meta_per_class, per_class, seed, name)
-    parts = (Part(pool, rows) for rows in (train, meta, test))
-    return Sets(name, *parts, example=True, warnings=notes)
+    return Sets(
+        name, Part(pool, train), Part(pool, meta), Part(pool, test), example=True, warnings=notes
+    )
 
 
 def _unique(pool: Texts) -> Texts:
@@ -240,9 +241,8 @@ def _unique(pool: Texts) -> Texts:
     seen: dict[str, int] = {}
     for row, words in enumerate(pool.texts):
         seen.setdefault(words, row)
-    kept = list(seen.values())
-    columns = ([column[row] for row in kept] for column in (pool.texts, pool.labels, pool.ids))
-    return Texts(*columns)
+    rows = list(seen.values())
+    return Texts(list(seen), [pool.labels[row] for row in rows], [pool.ids[row] for row in rows])
 
 
 def _drawn(

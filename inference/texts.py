@@ -209,7 +209,7 @@ def _of_texts(sets: Sets, encoding: Encoding) -> Task:
         return Data(tree_map(lambda x: x[rows], inputs[key]), target, part.ids, name=name)
 
     parts = {"train": sets.train, "meta": sets.meta, "test": sets.test}
-    found = {name: data(part, name) for name, part in parts.items()}
+    train, meta, test = (data(part, name) for name, part in parts.items())
     notes = list(sets.warnings)
     if any(cut.values()):
         told = ", ".join(f"{n} of {len(parts[name])} {name}" for name, n in cut.items() if n)
@@ -219,7 +219,9 @@ def _of_texts(sets: Sets, encoding: Encoding) -> Task:
     return Task(
         "text",
         sets.name,
-        **found,
+        train,
+        meta,
+        test,
         classes=len(classes),
         groups={},
         high=(),
