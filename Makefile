@@ -29,9 +29,7 @@ results: $(READY) ## Measure the tables of docs/results.md: 5 seeds, 6 methods, 
 	  task.meta_per_class=25,5
 	@$(PY) -m inference.run -m resume=true seed=0,1,2,3,4 method=$(METHODS) task=mnist10
 	@$(PY) -m inference.run -m resume=true seed=0,1,2,3,4 method=blo task=mnist10 chains=2
-	@$(PY) -m inference.run -m resume=true seed=0,1,2,3,4 method=bads,blo,mixing,meta_only,random_select \
-	  task=mnist10_noise,mnist10_noisy chains=2
-	@$(PY) -m inference.run -m resume=true seed=0,1,2,3,4 method=dup_meta method.prior_scale=0.05 \
+	@$(PY) -m inference.run -m resume=true seed=0,1,2,3,4 method=$(METHODS),blo \
 	  task=mnist10_noise,mnist10_noisy chains=2
 	@$(PY) -m inference.run -m resume=true seed=0,1,2,3,4 method=bads model=joint impact.weight=20 \
 	  task=mnist10_noise,mnist10_noisy chains=2

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from bads_ppl.atomic import atomic_path
 from bads_ppl.selection import Selection
+from inference.folder import TEXTS
 from inference.tasks import Task
-
-FILE = "texts.csv"
 
 MOST = 100
 """Texts at either end."""
@@ -51,5 +50,5 @@ def write_extremes(
     )
     if not task.groups:
         table = table.drop(columns="group")
-    with atomic_path(folder / FILE) as path:
+    with atomic_path(folder / TEXTS) as path:
         table.to_csv(path, index=False)

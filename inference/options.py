@@ -80,6 +80,7 @@ class WeightOptions:
 
     group: str = "w"
     step_size: float = 0.1
+    schedule: str | None = None
     temperature: float = 1.0
     clip: float | None = None
     minibatches: str = "uniform"

@@ -28,16 +28,10 @@ from bads_ppl import plots
 from bads_ppl.atomic import atomic_path
 from bads_ppl.errors import Diverged, InputError, Unstable
 from inference.evaluation import accuracy, predictive
-from inference.experiment import (
-    Choices,
-    Experiment,
-    check_settings,
-    load_task,
-    prepare,
-    sample,
-    versions,
-)
+from inference.experiment import Experiment, check_settings, load_task, prepare, sample
+from inference.folder import Choices
 from inference.folds import fold_rows, held_out
+from inference.outcome import versions
 from inference.recommendation import Recommendation, Scores
 from inference.run import compose_run, exit_codes
 from inference.tasks import Task

@@ -31,8 +31,10 @@ from bads_ppl.atomic import atomic_path
 from bads_ppl.errors import InputError
 from bads_ppl.selection import Selection
 from inference.evaluation import predictive_accuracy
-from inference.experiment import Choices, load_task, prepare, sample
+from inference.experiment import load_task, prepare, sample
+from inference.folder import Choices, settings
 from inference.run import compose_run, exit_codes
+from inference.scores import content_key
 from inference.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -70,7 +72,9 @@ class Removal:
         kept = torch.from_numpy(np.sort(self.orders[order][count:]))
         config = deepcopy(self.config)
         name = "all" if count == 0 else f"{order.replace(', ', '-').replace(' ', '-')}-{count}"
-        config.run_dir = str(self.folder / FOLDER / name)
+        # Other points or settings have another folder.
+        what = {"kept": kept.tolist(), "steps": config.steps, "settings": settings(config)}
+        config.run_dir = str(self.folder / FOLDER / f"{name}-{content_key(what)}")
         for batch, size in (("train_batch", len(kept)), ("meta_batch", len(self.task.meta))):
             if config.sampler[batch] is not None:
                 config.sampler[batch] = min(config.sampler[batch], size)

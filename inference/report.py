@@ -28,8 +28,9 @@ from inference.arms import (
     method_settings,
     task_settings,
 )
+from inference.folder import RESULTS
 from inference.report_figures import figure_uri, over_steps, score_by_arm, score_over_steps
-from inference.runs import RESULTS, Run, find_runs, judged_by
+from inference.runs import Run, find_runs, judged_by
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 

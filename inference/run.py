@@ -25,8 +25,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bads_ppl.chains import Stopped
 from bads_ppl.errors import Diverged, InputError
-from inference.experiment import Choices, run
+from inference.experiment import prepare, sample
+from inference.folder import Choices
 from inference.options import Schema
+from inference.outcome import report
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +45,15 @@ def file_label(name: str, path: str | None) -> str:
     return name if path is None else f"{name}-{Path(path).name.partition('.')[0]}"
 
 
+def share(of: int, part: float) -> int:
+    """A part of a number of steps, at least 1."""
+    return max(1, round(of * part))
+
+
 ConfigStore.instance().store("schema", Schema)
 OmegaConf.register_new_resolver("task_label", task_label, replace=True)
 OmegaConf.register_new_resolver("file_label", file_label, replace=True)
+OmegaConf.register_new_resolver("share", share, replace=True)
 
 
 def compose_run(options: Sequence[str], who: str) -> tuple[DictConfig, Choices]:
@@ -64,6 +72,18 @@ def compose_run(options: Sequence[str], who: str) -> tuple[DictConfig, Choices]:
     with open_dict(config):
         del config.hydra
     return config, choices
+
+
+def run(config: DictConfig, choices: Choices) -> dict[str, Any]:
+    """Run one experiment and write its folder; returns what stands in results.json.
+
+    Raises:
+        InputError: for wrong settings or data, or a folder that holds another run.
+        Diverged: if a chain diverges.
+        Stopped: after SIGINT or SIGTERM, with a checkpoint.
+    """
+    experiment = prepare(config, choices).prepared()
+    return report(experiment, sample(experiment))
 
 
 @contextmanager

@@ -20,9 +20,7 @@ import yaml
 from PIL import Image
 
 from bads_ppl.errors import InputError
-from inference.extremes import FILE as TEXTS
-
-RESULTS, CONFIG, METRICS = "results.json", "config.yaml", "metrics.jsonl"
+from inference.folder import CONFIG, METRICS, RESULTS, TEXTS
 
 SHOWN = 12
 """Texts that are shown of either end."""

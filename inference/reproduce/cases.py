@@ -69,7 +69,7 @@ METHODS = {
         Method("bads_joint", ("method=bads", "model=joint", "impact.weight=20"), 1.2, True),
         # All of the paper's own settings, which need its number of steps.
         Method("bads_paper", ("method=bads", PRESET), 1.2, True, sizes=("paper",)),
-        Method("blo", ("method=blo",), 2.6, True),
+        Method("blo", ("method=blo",), 3.5, True),
         Method("mixing", ("method=mixing",)),
         Method("meta_only", ("method=meta_only",), 0.5),
         Method("random_select", ("method=random_select",)),
@@ -145,15 +145,15 @@ def mnist(meta_per_class: int = 25) -> Setting:
 def cifar10(noise: float = 0.5, *, longer: bool = False) -> Setting:
     """Data denoising: a share `noise` of the train labels is wrong."""
     knobs = (f"task.noise={noise:g}", "chains=1")
-    steps = {"trial": 4, "small": 2000, "paper": 20_000}
+    steps = {"trial": 5, "small": 4000, "paper": 20_000}
     if longer:
-        steps = {"trial": 8, "small": 10_000, "paper": 200_000}
+        steps = {"trial": 10, "small": 20_000, "paper": 200_000}
     options = {
         size: (
             "task=cifar10_paper" if size == "paper" else "task=cifar10",
             *knobs,
-            f"evaluate_every={max(1, count // 20)}",
-            f"thinning={max(1, count // 100)}",
+            f"evaluate_every={max(1, count // 25)}",
+            f"thinning={max(1, count // 400)}",
         )
         for size, count in steps.items()
     }
@@ -164,8 +164,8 @@ def cifar10(noise: float = 0.5, *, longer: bool = False) -> Setting:
         options,
         steps,
         points={"trial": 10_000, "small": 10_000, "paper": 40_000},
-        step_ms={"trial": 48, "small": 48, "paper": 30},
-        start_s={"trial": 14, "small": 30, "paper": 60},
+        step_ms={"trial": 28, "small": 28, "paper": 30},
+        start_s={"trial": 14, "small": 15, "paper": 60},
         strict=0.5,
         stand_in=("data.source=shapes",),
         # The paper's beta, and its step sizes on mean losses: here 2 eta / points.

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from omegaconf import OmegaConf
 
 from bads_ppl.errors import InputError
-from inference.experiment import CONFIG, RESULTS, changed_settings
+from inference.folder import CONFIG, RESULTS, changed_settings
 from inference.reproduce.cases import METHODS, Case, Setting
 from inference.reproduce.cost import PLAIN, ROUNDS, STEPS, WARM_UP
 from inference.run import compose_run

@@ -39,7 +39,7 @@ def reference(x):
     return {
         "rhat": float(arviz.rhat(x)) if len(x) > 1 else np.nan,
         "ess_bulk": float(arviz.ess(x, method="bulk")),
-        "ess_tail": float(arviz.ess(x, method="tail")),
+        "ess_tail": float(arviz.ess(x, method="tail", prob=(0.05, 0.95))),
         "mcse_mean": float(arviz.mcse(x, method="mean")),
         "mcse_sd": float(arviz.mcse(x, method="sd")),
         "mean": x.mean(),

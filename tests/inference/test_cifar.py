@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from bads_ppl.errors import InputError
 from inference.augmentation import crop_and_flip
 from inference.cifar import load_cifar10, shapes
+from inference.experiment import first_kernel, prepare
 from inference.run import compose_run
 from inference.tasks import ASYMMETRIC, cifar10, normalise_colour
 
@@ -114,9 +115,9 @@ def test_symmetric_noise_replaces_the_share_that_was_asked_for(tmp_path):
     found, clean = task(tmp_path), task(tmp_path, noise=0.0)
     assert len(found.train) == 200 and len(found.meta) == 50 and len(found.test) == 20
     assert torch.equal(found.right, found.train.target == clean.train.target)
-    assert int((~found.right).sum()) == 100 and found.sparsity == 0.5
+    assert int((~found.right).sum()) == 100 and found.sparsity == 0.25
     assert torch.equal(found.groups["noisy"], ~found.right) and found.high == ("clean",)
-    assert clean.sparsity < 1
+    assert clean.sparsity == 0.5
 
 
 def test_asymmetric_noise_takes_classes_for_those_that_look_alike(tmp_path):
@@ -162,6 +163,38 @@ def test_the_paper_s_size_has_its_network_its_batches_and_its_steps():
     small, _ = compose_run(["task=cifar10"], "two cores")
     assert 10 * small.task.per_class == 10_000
     assert sum(p.numel() for p in instantiate(small.backbone)(classes=10).parameters()) < 100_000
+
+
+def test_the_size_for_two_cores_has_settings_of_its_own_which_go_with_its_parts():
+    def of(*options):
+        return compose_run(["task=cifar10", *options], "two cores")[0]
+
+    config, longer = of(), of("steps=100", "method=dup_meta")
+    assert (longer.burn_in, longer.evaluate_every, of("steps=1").evaluate_every) == (80, 4, 1)
+    assert config.method.learning_rate == longer.method.learning_rate == 1.0
+    assert of("method.learning_rate=.5").method.learning_rate == 0.5
+    assert (config.weights.schedule, config.model.loss_contrast) == ("constant", 4.0)
+    assert (
+        of("method=meta_only").sampler.meta_batch
+        == 100
+        == sum(config.sampler[name] for name in ("train_batch", "meta_batch"))
+    )
+    other = of("model=joint", "weights=network")
+    assert other.weights.schedule is None and "loss_contrast" not in other.model
+    assert of("task=mnist10_noise").model.loss_contrast == 2.0
+
+
+def test_weights_keep_their_step_where_their_schedule_says_so(tmp_path):
+    def steps(*options):
+        small = ["data.source=shapes", f"run_dir={tmp_path / 'run'}", "task.per_class=20"]
+        config, choices = compose_run(
+            ["task=cifar10", "steps=10", "thinning=1", *small, *options], "a run"
+        )
+        schedules = first_kernel(prepare(config, choices)).schedules
+        return {name: one(9) / one(0) for name, one in schedules.items() if name in ("theta", "w")}
+
+    assert steps() == pytest.approx({"theta": 0.1, "w": 1.0})
+    assert steps("weights.schedule=null") == pytest.approx({"theta": 0.1, "w": 0.1})
 
 
 @pytest.mark.parametrize(

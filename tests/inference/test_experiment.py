@@ -24,13 +24,8 @@ from bads_ppl.errors import InputError
 from bads_ppl.kernel import MinibatchKernel
 from bads_ppl.posterior import load
 from inference import experiment
-from inference.experiment import (
-    WRITTEN,
-    check_folder,
-    mean_acceptance,
-    prepare_folder,
-    settings,
-)
+from inference.folder import WRITTEN, check_folder, prepare_folder, settings
+from inference.outcome import mean_acceptance
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)

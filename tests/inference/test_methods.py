@@ -19,10 +19,11 @@ from bads_ppl.program import Impact, Parts, bind
 from bads_ppl.sgld import SGLD
 from bads_ppl.weights import FixedWeights, InstanceWeights, WeightNetwork
 from inference import askllm
-from inference.methods import METHODS, Given, Setup, instance_weights, method, network_weights
+from inference.methods import METHODS, instance_weights, method, network_weights
 from inference.options import ProxyOptions
 from inference.proxies import Proxies
 from inference.scores import Points
+from inference.setups import Given, Setup
 from inference.tasks import Task
 from models.joint import joint
 from models.normalised import normalised
@@ -188,6 +189,25 @@ def test_selective_methods_keep_the_share_beta_of_a_super_batch(name):
     assert found.step_factor(10_000) == pytest.approx(1.0)
     with pytest.raises(InputError, match="super_batch must be at least 1 row, got 0"):
         setup(name, super_batch=0)
+
+
+@pytest.mark.parametrize("name", SELECTIVE)
+@pytest.mark.parametrize(
+    ("train_batch", "rows"),
+    [(4, 16), (1, 4), (16, TRAIN), (None, TRAIN)],  # no more than there are
+)
+def test_a_super_batch_is_one_of_which_a_batch_is_kept(name, train_batch, rows):
+    found = method(name)(task(), replace(given(task()), train_batch=train_batch))
+    assert found.train_batch == rows
+
+
+def test_a_super_batch_is_bounded_but_holds_the_batch_that_is_kept(monkeypatch):
+    monkeypatch.setattr("inference.scored_methods.MOST", 10)
+    rows = [
+        method("rho_loss")(task(), replace(given(task()), train_batch=kept)).train_batch
+        for kept in (2, 4, 12)
+    ]
+    assert rows == [8, 10, 12]
 
 
 @pytest.mark.parametrize("name", [*SELECTIVE, "rds"])

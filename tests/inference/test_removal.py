@@ -62,6 +62,16 @@ def test_a_second_call_trains_nothing_anew_and_writes_the_same_curve(folder, mon
     assert pd.read_csv(folder / "removal.csv").equals(first)
 
 
+def test_other_steps_or_weights_are_trained_beside_what_is_there(folder):
+    for steps in (2, 3, 2):
+        assert main([str(folder), "--shares", "0.5", "--networks", "1", "--steps", str(steps)]) == 0
+    assert len(list((folder / "removal").iterdir())) == 2 * 3  # lengths, orders
+    removal = read_removal(folder, steps=2, networks=1)
+    removal.orders["lowest weights"] = removal.orders["lowest weights"][::-1]
+    curve(removal, [0.5])
+    assert len(list((folder / "removal").iterdir())) == 2 * 3 + 1
+
+
 def test_wrong_input_ends_with_two_and_says_why(folder, finished, tmp_path, capsys):
     def refused(path, *options):
         with pytest.raises(SystemExit) as end:

@@ -335,12 +335,10 @@ def test_the_download_offline_is_refused_where_nothing_may_stand_in(command, tmp
 
 
 def test_an_interruption_outside_of_the_chains_exits_with_its_code(command, tmp_path, monkeypatch):
-    from inference import experiment
-
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiment, "_report", interrupt)
+    monkeypatch.setattr("inference.run.report", interrupt)
     outcome = command(f"run_dir={tmp_path / 'run'}")
     assert outcome.code == 130 and "resume=true" in outcome.err
     monkeypatch.undo()
