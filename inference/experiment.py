@@ -99,6 +99,10 @@ def load_task(config: DictConfig) -> Task:
         InputError: for wrong settings or data.
     """
     data = {"root": config.data.root, "source": config.data.source}
+    files = {name: config.data[name] for name in ("train", "meta", "test")}
+    if any(files.values()) and not taken(config.task.data, files):
+        named = ", ".join(f"data.{name}={path}" for name, path in files.items() if path)
+        raise InputError(f"this task takes no files, got {named}: use task=text, or leave them out")
     where = {"cache": Path(config.cache), "device": resolve_device(config.device)}
     given = {**data, **taken(config.task.data, where), "seed": config.seed, "split": config.split}
     task: Task = build(config.task.data, "task.data", **given)

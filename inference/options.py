@@ -23,10 +23,15 @@ from bads_ppl.errors import InputError
 
 @dataclass
 class DataOptions:
-    """Where data come from."""
+    """Where data come from; the files are for tasks that take a user's own."""
 
     root: str = "data"
     source: str = "auto"
+    train: str | None = None
+    meta: str | None = None
+    test: str | None = None
+    text: str = "text"
+    label: str = "label"
 
 
 @dataclass

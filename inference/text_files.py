@@ -102,7 +102,7 @@ def _text(row: _Row, path: Path, column: str) -> str:
         return row.text or ""
     raise InputError(
         f"{path}, {row.where}: {column!r} must be text, got {row.text!r}: name the column of the "
-        "texts with task.data.text"
+        "texts with data.text"
     )
 
 
@@ -115,7 +115,7 @@ def _label(row: _Row, path: Path, column: str) -> str:
         return "" if value is None else str(value).strip()
     raise InputError(
         f"{path}, {row.where}: {column!r} must be a word or a whole number, got {value!r}: name "
-        "the column of the labels with task.data.label"
+        "the column of the labels with data.label"
     )
 
 
@@ -124,8 +124,8 @@ def _check_columns(path: Path, there: list[str], wanted: list[str]) -> None:
     if lacking:
         raise InputError(
             f"{path} has no column {' and no column '.join(lacking)}; there are "
-            f"{', '.join(map(repr, there)) or 'none'}: name yours with task.data.text and "
-            "task.data.label"
+            f"{', '.join(map(repr, there)) or 'none'}: name yours with data.text and "
+            "data.label"
         )
 
 
@@ -197,8 +197,8 @@ def _json(path: Path, text: str, label: str) -> Iterator[_Row]:
             lacking = text if text not in row else label
             raise InputError(
                 f"{path}, line {number}: no key {lacking!r}; there are "
-                f"{', '.join(map(repr, row)) or 'none'}: name yours with task.data.text and "
-                "task.data.label, or write null for what is missing"
+                f"{', '.join(map(repr, row)) or 'none'}: name yours with data.text and "
+                "data.label, or write null for what is missing"
             )
         yield _Row(f"line {number}", row[text], row[label])
 

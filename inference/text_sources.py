@@ -114,10 +114,10 @@ class Files:
             InputError: if train or meta file is missing, or one cannot be used.
         """
         if self.train is None or self.meta is None:
-            lacking = "task.data.train" if self.train is None else "task.data.meta"
+            lacking = "data.train" if self.train is None else "data.meta"
             raise InputError(
-                f"{lacking} is missing: name a file of noisy texts (task.data.train) and one of "
-                "checked texts (task.data.meta); a file of test texts (task.data.test) is optional"
+                f"{lacking} is missing: name a file of noisy texts (data.train) and one of "
+                "checked texts (data.meta); a file of test texts (data.test) is optional"
             )
         train, meta = self._read(self.train), self._read(self.meta)
         test = None if self.test is None or split == "validation" else self._read(self.test)
@@ -158,7 +158,7 @@ def _set_aside(meta: Part, share: float, seed: int) -> tuple[Part, Part]:
         rows = draw.permutation(np.flatnonzero(labels == name))
         if len(rows) < 2:
             raise InputError(
-                f"without a test file (task.data.test) a share of the meta set is tested on, but "
+                f"without a test file (data.test) a share of the meta set is tested on, but "
                 f"it has one text of class {name!r}: give two at least, or a test file"
             )
         aside[rows[: min(max(round(share * len(rows)), 1), len(rows) - 1)]] = True
@@ -208,17 +208,17 @@ def example(
     if source != "generated" and path.is_file():
         name, pool = "dolly", _unique(read_texts(path, text="prompt", label="category"))
     else:
-        absent = f"there is no {DOLLY} in {root.absolute()}, and task.data.train names no file"
+        absent = f"there is no {DOLLY} in {root.absolute()}, and data.train names no file"
         if source == "files":
             raise InputError(
-                f"data.source=files, but {absent}: name your own files with task.data.train and "
-                "task.data.meta, put Dolly there, or use data.source=auto"
+                f"data.source=files, but {absent}: name your own files with data.train and "
+                "data.meta, put Dolly there, or use data.source=auto"
             )
         name, pool = "sentences", sentences()
         if source == "auto":
             warnings.warn(
                 f"{len(pool)} sentences made on the spot stand in for texts: {absent}. Name your "
-                "own with task.data.train and task.data.meta; results are recorded under the name "
+                "own with data.train and data.meta; results are recorded under the name "
                 "'sentences'.",
                 stacklevel=2,
             )

@@ -104,7 +104,7 @@ def text(
         raise InputError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     files = Files(train, meta, test, text, label, empty, test_share)
     if files and source == "generated":
-        raise InputError("data.source=generated takes no files: leave out task.data.train and meta")
+        raise InputError("data.source=generated takes no files: leave out data.train and meta")
     sets = (
         files.read(split, seed)
         if files

@@ -78,9 +78,9 @@ def test_a_class_with_one_meta_text_cannot_be_split(tmp_path):
 
 
 def test_one_file_alone_is_not_enough(tmp_path):
-    with pytest.raises(InputError, match=r"task.data.meta is missing"):
+    with pytest.raises(InputError, match=r"data.meta is missing"):
         Files("n.csv", None, None, "text", "label", "refuse", 0.25).read("test", 0)
-    with pytest.raises(InputError, match=r"task.data.train is missing"):
+    with pytest.raises(InputError, match=r"data.train is missing"):
         Files(None, None, "t.csv", "text", "label", "refuse", 0.25).read("test", 0)
 
 

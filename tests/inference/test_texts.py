@@ -271,11 +271,17 @@ def test_resuming_elsewhere_does_not_change_the_settings(finished_text, call, op
     assert again.code == 0, again.err
 
 
+def test_files_are_refused_by_tasks_that_take_none(call, tmp_path):
+    outcome = call("task=mnist", "data.source=digits", "data.meta=x.csv", f"run_dir={tmp_path}/run")
+    assert outcome.code == 2 and "takes no files, got data.meta=x.csv: use task=text" in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
         ("task.tune=some", "task.data.tune must be one of frozen, full, lora, got 'some'"),
-        ("task.data.text=body", "has no column 'body'; there are 'text', 'label'"),
+        ("data.text=body", "has no column 'body'; there are 'text', 'label'"),
         ("task.max_tokens=1", "max_tokens must be from 3 to 512"),
         ("task.encoder=no/such", "encoder 'no/such' is no folder here"),
     ],
