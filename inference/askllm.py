@@ -7,8 +7,6 @@ folder; weights must be safetensors, and code that comes with a model is not run
 
 from __future__ import annotations
 
-import hashlib
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,9 @@ import torch
 from torch import Tensor
 
 from bads_ppl.errors import InputError
+from inference.embeddings import folder_version
 from inference.scores import Points, score_table
+from models.encoder import no_bars_in_logs
 
 YES = ("yes", "Yes", "YES", " yes", " Yes", " YES")
 """Ways to begin the answer; tokenizers differ in how they write them."""
@@ -136,11 +136,8 @@ class Judge:
             AutoModelForSeq2SeqLM,
             AutoTokenizer,
         )
-        from transformers.utils import logging
 
-        if not sys.stderr.isatty():
-            logging.disable_progress_bar()
-
+        no_bars_in_logs()
         try:
             config = AutoConfig.from_pretrained(name)
             kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
@@ -222,10 +219,4 @@ def _version(name: str) -> str:
                 f"language model {name!r} is no folder, and its config cannot be had by that id "
                 f"({' '.join(str(error).split())}): give a local folder"
             ) from error
-    digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(folder.glob("*")):
-        if path.suffix in (".safetensors", ".json", ".model", ".txt"):
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "blake2b").digest())
-    return digest.hexdigest()
+    return folder_version(folder)

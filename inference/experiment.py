@@ -35,7 +35,7 @@ from inference.folder import (
 )
 from inference.folds import held_out
 from inference.methods import method
-from inference.options import ProxyOptions, build, check_options
+from inference.options import ProxyOptions, build, check_options, taken
 from inference.proxies import Proxies
 from inference.setups import Given, Setup
 from inference.tasks import Task
@@ -99,7 +99,13 @@ def load_task(config: DictConfig) -> Task:
         InputError: for wrong settings or data.
     """
     data = {"root": config.data.root, "source": config.data.source}
-    task: Task = build(config.task.data, "task.data", **data, seed=config.seed, split=config.split)
+    files = {name: config.data[name] for name in ("train", "meta", "test")}
+    if any(files.values()) and not taken(config.task.data, files):
+        named = ", ".join(f"data.{name}={path}" for name, path in files.items() if path)
+        raise InputError(f"this task takes no files, got {named}: use task=text, or leave them out")
+    where = {"cache": Path(config.cache), "device": resolve_device(config.device)}
+    given = {**data, **taken(config.task.data, where), "seed": config.seed, "split": config.split}
+    task: Task = build(config.task.data, "task.data", **given)
     return task if config.fold is None else held_out(task, config.fold, config.seed)
 
 

@@ -14,6 +14,7 @@ from bads_ppl.errors import InputError
 from inference.setups import Setup
 
 RESULTS, CONFIG, METRICS = "results.json", "config.yaml", "metrics.jsonl"
+TEXTS = "texts.csv"
 
 NOT_SETTINGS = (
     "run_dir",
@@ -35,6 +36,7 @@ WRITTEN = (
     METRICS,
     "weights.parquet",
     "posterior.nc",
+    TEXTS,
     "removal*",
     RESULTS,
     CONFIG,

@@ -15,7 +15,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, MissingMandatoryValue
 
 from bads_ppl.errors import InputError
@@ -23,10 +23,15 @@ from bads_ppl.errors import InputError
 
 @dataclass
 class DataOptions:
-    """Where data come from."""
+    """Where data come from; the files are for tasks that take a user's own."""
 
     root: str = "data"
     source: str = "auto"
+    train: str | None = None
+    meta: str | None = None
+    test: str | None = None
+    text: str = "text"
+    label: str = "label"
 
 
 @dataclass
@@ -177,6 +182,15 @@ def build(node: DictConfig, name: str, **given: Any) -> Any:
         ) from error
     check_arguments(bound, name)
     return bound if node.get("_partial_") else bound()
+
+
+def taken(node: DictConfig, offered: dict[str, Any]) -> dict[str, Any]:
+    """Those of the offered arguments that what a group's `_target_` names has parameters for."""
+    try:
+        parameters = inspect.signature(get_method(node._target_)).parameters
+    except (InstantiationException, ValueError, ImportError, MissingMandatoryValue):
+        return {}  # `build` says what is wrong with it
+    return {name: value for name, value in offered.items() if name in parameters}
 
 
 def check_arguments(bound: partial[Any], name: str) -> None:

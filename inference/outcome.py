@@ -24,6 +24,7 @@ from bads_ppl.posterior import save, to_arviz
 from bads_ppl.selection import Selection
 from inference.evaluation import mean_scores, predictive_accuracy
 from inference.experiment import Experiment
+from inference.extremes import write_extremes
 from inference.folder import METRICS, RESULTS
 from inference.setups import Setup
 from inference.tasks import Task
@@ -57,6 +58,9 @@ def report(experiment: Experiment, chains: list[ChainResult]) -> dict[str, Any]:
         columns={"group": group, "label": label, **chosen_by, **diagnostics.columns()},
     )
     selection.to_parquet(folder / "weights.parquet")
+    if task.texts is not None and (setup.latent or scores is not None):
+        decided = selection.mean if scores is None else scores.numpy()
+        write_extremes(folder, task, selection, decided)
     model, weights = setup.names
     about = {
         "task": choices.task,
@@ -116,6 +120,7 @@ def report(experiment: Experiment, chains: list[ChainResult]) -> dict[str, Any]:
             "ms_per_step": 1000 * seconds / steps,
             "peak_memory_mib": peak_memory_mib(chains[0].kernel.train.device),
         },
+        "data": dict(task.facts),
         "versions": versions(),
         "warnings": list(task.warnings),
     }
@@ -165,9 +170,13 @@ def _draw_plots(
 ) -> None:
     folder.mkdir(exist_ok=True)
     groups = {name: name in task.high for name in task.groups}
-    plots.save(plots.accuracy_over_steps(metrics), folder / "test_accuracy.png")
-    plots.save(plots.weights_by_group_over_steps(metrics, groups), folder / "weights_by_group.png")
     masks = {name: mask.numpy() for name, mask in task.groups.items()}
+    plots.save(plots.accuracy_over_steps(metrics), folder / "test_accuracy.png")
+    if groups:
+        by_group = plots.weights_by_group_over_steps(metrics, groups)
+        plots.save(by_group, folder / "weights_by_group.png")
+    else:  # nothing is known about any of them
+        groups, masks = {"train": True}, {"train": np.ones(len(task.train), dtype=bool)}
     plots.save(
         plots.weight_histogram(selection.mean, masks, groups), folder / "weight_histogram.png"
     )

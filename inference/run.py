@@ -35,9 +35,14 @@ log = logging.getLogger(__name__)
 CONFIGS = Path(__file__).parent / "configs"
 
 
-def task_label(name: str, value: int, default: int) -> str:
+def task_label(name: str, value: Any, default: Any) -> str:
     """Folder of a task below runs/: its name, with the meta points per class unless default."""
     return name if value == default else f"{name}-{value}"
+
+
+def file_label(name: str, path: str | None) -> str:
+    """Folder of a task of the user's files: its name, with that of the train file."""
+    return name if path is None else f"{name}-{Path(path).name.partition('.')[0]}"
 
 
 def share(of: int, part: float) -> int:
@@ -47,6 +52,7 @@ def share(of: int, part: float) -> int:
 
 ConfigStore.instance().store("schema", Schema)
 OmegaConf.register_new_resolver("task_label", task_label, replace=True)
+OmegaConf.register_new_resolver("file_label", file_label, replace=True)
 OmegaConf.register_new_resolver("share", share, replace=True)
 
 

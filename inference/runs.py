@@ -6,12 +6,13 @@ Runs that are unfinished or damaged say so in their `problems`; they are no erro
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ import yaml
 from PIL import Image
 
 from bads_ppl.errors import InputError
-from inference.folder import CONFIG, METRICS, RESULTS
+from inference.folder import CONFIG, METRICS, RESULTS, TEXTS
+
+SHOWN = 12
+"""Texts that are shown of either end."""
 
 
 @dataclass
@@ -33,6 +37,8 @@ class Run:
         config_text: the same as it stands in the file.
         metrics: rows of metrics.jsonl.
         plots: title and data URI of each plot.
+        texts: the train texts with the lowest and the highest weights, by end, the most extreme
+            first: their columns in the file.
         problems: what could not be read, one sentence each.
     """
 
@@ -43,6 +49,7 @@ class Run:
     metrics: list[dict[str, Any]]
     plots: list[tuple[str, str]]
     problems: list[str]
+    texts: dict[str, list[dict[str, str]]] = field(default_factory=dict)
 
     def value(self, name: str) -> Any:
         """An entry of the results by its dotted name, None if absent."""
@@ -111,6 +118,12 @@ def read_run(folder: Path, root: Path, *, plots: bool = True) -> Run:
         run.problems.append(f"{METRICS} is missing: the run is not in the curves")
     except (OSError, ValueError, KeyError, TypeError) as error:
         run.problems.append(f"{METRICS} is damaged after {len(run.metrics)} rows ({error})")
+    try:
+        run.texts = _read_texts(folder / TEXTS)
+    except FileNotFoundError:
+        pass  # a task without texts
+    except (OSError, ValueError, KeyError) as error:
+        run.problems.append(f"{TEXTS} is damaged ({_first_line(error)})")
     for path in sorted((folder / "plots").glob("*.png")) if plots else ():
         try:
             run.plots.append((path.stem.replace("_", " "), _plot_uri(path)))
@@ -132,6 +145,17 @@ def _read_results(path: Path) -> dict[str, Any]:
     if judged_by(results) is None:
         raise ValueError("its 'test' has no number")
     return results
+
+
+def _read_texts(path: Path) -> dict[str, list[dict[str, str]]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [
+            {**row, "mean": f"{float(row['mean']):.3f}", "sd": f"{float(row['sd']):.3f}"}
+            for row in csv.DictReader(file)
+        ]
+    low = [row for row in rows if row["end"] == "lowest"]
+    high = [row for row in rows if row["end"] == "highest"]
+    return {"lowest": low[:SHOWN], "highest": high[::-1][:SHOWN]}
 
 
 def judged_by(results: Mapping[str, Any]) -> str | None:

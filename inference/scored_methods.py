@@ -153,7 +153,7 @@ def askllm(
     """Ask a language model (Ask-LLM; Sachdeva et al., 2024), for tasks of texts.
 
     Trains on D_m and the share beta of D_t with the highest P("yes") of a language model that is
-    asked whether the text is informative for the job.
+    asked whether the text, with its label where it has one, is informative for the job.
 
     Args:
         task: the task.
@@ -166,7 +166,7 @@ def askllm(
     Raises:
         InputError: if the task's points are no texts.
     """
-    texts = task.texts
+    texts = task.examples
     if texts is None:
         raise InputError(
             f"method=askllm is for tasks whose points are texts, and those of task {task.name} are "

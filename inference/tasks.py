@@ -7,10 +7,10 @@ drawn shapes in place of CIFAR-10, they are the same experiments at the size tho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -42,6 +42,8 @@ class Task:
         right: (N_t,) bool, whether a point's label is right; None where all are.
         warnings: what a reader of the results must know.
         texts: the N_t train points in words; None where they are no texts.
+        class_names: what the classes are called; empty where nothing is known.
+        facts: what else the results tell of the data, JSON-able.
     """
 
     name: str
@@ -56,6 +58,8 @@ class Task:
     right: Tensor | None = None
     warnings: tuple[str, ...] = ()
     texts: Sequence[str] | None = None
+    class_names: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_disjoint(self.train, self.meta)
@@ -65,6 +69,14 @@ class Task:
                 f"a task must have one text per train point, got {len(self.texts)} texts for "
                 f"{len(self.train)} points"
             )
+
+    @property
+    def examples(self) -> Sequence[str] | None:
+        """The train points in words, each with its label first: what one would train on."""
+        if self.texts is None or not self.class_names:
+            return self.texts
+        names = [self.class_names[k] for k in self.train.target.tolist()]
+        return [f"Label: {name}\n{text}" for name, text in zip(names, self.texts, strict=True)]
 
 
 def mnist(

