@@ -4,6 +4,7 @@ VENV := .venv
 PYTHON ?=
 ARGS :=
 METHODS := bads,mixing,meta_only,random_select,dup_meta
+DEV := .[dev,text]
 
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -109,5 +110,5 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 $(READY_DEV): pyproject.toml constraints.txt
-	$(call install,.[dev])
+	$(call install,$(DEV))
 	@touch $(READY) $@

@@ -198,9 +198,9 @@ def _selective(
     scores: Tensor,
 ) -> Setup:
     """Theta trains on the part of each super-batch that scores highest."""
+    least = given.train_batch or 0  # which the kernel refuses where there are fewer points
     if super_batch is None:
-        kept = 100 if given.train_batch is None else given.train_batch
-        super_batch = max(kept, min(round(kept / share.floor), MOST))
+        super_batch = max(least, min(round((least or 100) / share.floor), MOST))
     if super_batch < 1:
         raise InputError(f"method.rule.super_batch must be at least 1 row, got {super_batch}")
     model = partial(
@@ -220,7 +220,7 @@ def _selective(
         names=("selective", "scores"),
         membership=Membership(share),
         scores=scores,
-        train_batch=min(super_batch, len(task.train)),
+        train_batch=max(least, min(super_batch, len(task.train))),
         learner=given.proxies.network if loss_of == "learner" else None,
     )
 
