@@ -15,6 +15,7 @@ from transformers import BertConfig, BertModel
 
 from bads_ppl.errors import InputError
 from inference.report import render
+from inference.run import compose_run
 from inference.runs import find_runs
 from inference.sentences import sentences
 from inference.tasks import Task
@@ -269,6 +270,14 @@ def test_resuming_elsewhere_does_not_change_the_settings(finished_text, call, op
         f"cache={tmp_path}",
     )  # fmt: skip
     assert again.code == 0, again.err
+
+
+@pytest.mark.parametrize(("tune", "scale"), [("frozen", 0.07), ("lora", 0.5), ("full", 1.0)])
+@pytest.mark.parametrize("method", ["bads", "dup_meta"])
+def test_the_prior_tuned_for_a_head_is_not_that_of_an_encoder(tune, scale, method):
+    config, _ = compose_run(["task=text", f"task/tune={tune}", f"method={method}"], "a run")
+    is_own = tune == "frozen" and method == "dup_meta"  # which has a prior of its own
+    assert config.method.prior_scale == (0.1 if is_own else scale)
 
 
 def test_files_are_refused_by_tasks_that_take_none(call, tmp_path):
