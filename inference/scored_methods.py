@@ -198,10 +198,12 @@ def _selective(
     scores: Tensor,
 ) -> Setup:
     """Theta trains on the part of each super-batch that scores highest."""
-    least = given.train_batch or 0  # which the kernel refuses where there are fewer points
+    # More than there are, or none, is refused by the kernel, by the name of the user's option.
+    kept = 100 if given.train_batch is None else given.train_batch
+    least = 0 if given.train_batch is None else kept
     if super_batch is None:
-        super_batch = max(least, min(round((least or 100) / share.floor), MOST))
-    if super_batch < 1:
+        super_batch = max(least, min(round(kept / share.floor), MOST))
+    elif super_batch < 1:
         raise InputError(f"method.rule.super_batch must be at least 1 row, got {super_batch}")
     model = partial(
         selective,

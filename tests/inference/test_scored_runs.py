@@ -137,6 +137,7 @@ def test_colour_images_and_a_learner_with_batch_normalisation_work_too(call, tmp
         (("method=cds", "+method.proxy.stps=3"), "method.proxy.stps: did you mean steps?"),
         (("method=classact", "+method.proxy.backbone.depth=3"), "method.proxy.backbone.depth"),
         (("method=rho_loss", "sampler.train_batch=9000"), "train_batch must be from 1 to the"),
+        (("method=rho_loss", "sampler.train_batch=0"), "train_batch must be from 1 to the"),
     ],
 )
 def test_a_mistake_shows_before_any_proxy_is_trained(options, message, call, tmp_path):
