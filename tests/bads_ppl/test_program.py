@@ -6,7 +6,7 @@ from torch import nn
 from bads_ppl.data import Data
 from bads_ppl.errors import InputError
 from bads_ppl.losses import cross_entropy
-from bads_ppl.program import Impact, Parts, bind, capture_features, join, last_linear
+from bads_ppl.program import Impact, Parts, bind, capture_features, join, embedding_layer
 from bads_ppl.weights import FixedWeights, InstanceWeights, WeightNetwork
 
 
@@ -134,11 +134,11 @@ def test_capture_ends_with_its_context():
     assert [k.shape for k in kept] == [(2, 5), (1, 5)]
 
 
-def test_the_last_linear_layer_is_found():
+def test_the_embedding_layer_layer_is_found():
     network = body()
-    assert last_linear(network) is network[2]
+    assert embedding_layer(network) is network[2]
     with pytest.raises(InputError, match=r"Sequential has no nn.Linear: name the layer"):
-        last_linear(nn.Sequential(nn.Flatten()))
+        embedding_layer(nn.Sequential(nn.Flatten()))
 
 
 @pytest.mark.parametrize("name", ["train", "meta", "weight"])
