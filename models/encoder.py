@@ -23,19 +23,6 @@ PASS = 64
 """Texts per pass of an encoder where no gradients are kept: little memory, no slower."""
 
 
-def width(folder: Path) -> int:
-    """Width D of an encoder's states.
-
-    Raises:
-        InputError: if its configuration cannot be read or does not tell.
-    """
-    config = read_config(folder)
-    for name in ("hidden_size", "d_model", "dim", "n_embd"):
-        if isinstance(getattr(config, name, None), int):
-            return int(getattr(config, name))
-    raise InputError(f"config.json of encoder {folder} does not tell the width of its states")
-
-
 # ------------------------------------------------------------------------------------- token ids
 
 

@@ -99,6 +99,19 @@ def read_config(folder: Path) -> Any:
         ) from error
 
 
+def width(folder: Path) -> int:
+    """Width D of a model's states.
+
+    Raises:
+        InputError: if its configuration cannot be read or does not tell.
+    """
+    config = read_config(folder)
+    for name in ("hidden_size", "d_model", "dim", "n_embd"):
+        if isinstance(getattr(config, name, None), int):
+            return int(getattr(config, name))
+    raise InputError(f"config.json of model {folder} does not tell the width of its states")
+
+
 def read_tokenizer(folder: Path) -> Any:
     """The tokenizer of the model in a folder.
 

@@ -12,8 +12,8 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from bads_ppl.errors import InputError
-from models.encoder import Encoder, Tune, width
-from models.pretrained import MINILM, find_model
+from models.encoder import Encoder, Tune
+from models.pretrained import MINILM, find_model, width
 
 
 class TextClassifier(nn.Module):

@@ -11,8 +11,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from bads_ppl.errors import InputError
 from models import encoder as encoders
-from models.encoder import Encoder, Tokenizer, embed, width
-from models.pretrained import MINILM, PACKAGES, find_model
+from models.encoder import Encoder, Tokenizer, embed
+from models.pretrained import MINILM, PACKAGES, find_model, width
 from models.text_classifier import TextClassifier
 
 pytestmark = pytest.mark.skipif(
