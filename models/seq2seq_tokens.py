@@ -230,8 +230,7 @@ def build_folder(
     try:
         train_tokenizer(texts, vocabulary, temporary)
         _write_config(temporary, size)
-        if not folder.is_dir():
-            _take_place(temporary, folder)
+        _take_place(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
