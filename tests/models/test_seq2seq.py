@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as functional
 from safetensors.torch import load_file, save_file
 from torch.func import functional_call
-from transformers import BartConfig, BertConfig, BertModel
+from transformers import BartConfig
 
 from bads_ppl.data import Data
 from bads_ppl.errors import InputError
@@ -30,7 +30,7 @@ from models.seq2seq_tokens import SIZES, Pieces, build_folder
 NAMES = ("Aarhus Airport", "Alan Bean", "the 11th Mississippi", "José Martí")
 SOURCES = [f"{a} | location | {b}" for a in NAMES for b in NAMES]
 TARGETS = [f"{a} is{' said to be' * (k % 3)} in {b}." for k, a in enumerate(NAMES) for b in NAMES]
-SMALL = {"d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 24, "num_layers": 2}
+SMALL = {"d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 24, "num_layers": 1}
 
 
 @pytest.fixture(scope="module")
@@ -235,13 +235,13 @@ def steps(folder, tokens, model, weights, **options) -> tuple[list[float], dict]
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("options", [{"rows": 2}, {"rows": 1, "checkpoint": True}])
-def test_programs_take_the_same_steps_in_pieces(model, options, folder, tokens):
+def test_programs_take_the_same_steps_in_pieces(model, folder, tokens, monkeypatch):
     """One backward pass, two over a shared graph, a companion's, and one through a step."""
+    monkeypatch.setattr("bads_ppl.kernel.check_stiffness", lambda kernel: None)  # takes long
     features = SMALL["d_model"]
     kind = WeightNetwork if model == "joint" else lambda _: InstanceWeights()
     potentials, values = steps(folder, tokens, MODELS[model], kind(features))
-    found, others = steps(folder, tokens, MODELS[model], kind(features), **options)
+    found, others = steps(folder, tokens, MODELS[model], kind(features), rows=2, checkpoint=True)
     assert found == pytest.approx(potentials, rel=1e-5)
     assert_close(others, values, atol=1e-4)
     assert values["w"].std() > 1e-5
@@ -368,11 +368,9 @@ def test_folders_that_lack_something_are_refused(saved, folder, tmp_path):
 
 
 def test_models_of_another_kind_are_refused(tmp_path):
-    config = BertConfig(
-        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1,
-        intermediate_size=8, decoder_start_token_id=0,
-    )  # fmt: skip
-    BertModel(config).save_pretrained(tmp_path)
+    about = {"model_type": "bert", "vocab_size": 20, "decoder_start_token_id": 0}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    save_file({"none": torch.zeros(1)}, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match="no sequence-to-sequence model can be built"):
         Seq2Seq(tmp_path, pretrained=False)
     with pytest.raises(InputError, match="cannot be loaded"):
