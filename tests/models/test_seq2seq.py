@@ -323,8 +323,12 @@ def test_generated_rows_are_those_of_the_source_alone_and_end_in_padding(
         assert torch.equal(ended[: len(alone)], alone) and (ended[len(alone) :] == 0).all()
         lengths.append(len(alone))
     assert len(set(lengths)) > 1
+    seen = set()
+    network.model.get_decoder().register_forward_pre_hook(
+        lambda _, args, named: seen.add(len(named["input_ids"])), with_kwargs=True
+    )
     beams = network.generate(ids, mask, beams=3, max_tokens=4)
-    assert beams.shape[0] == 7 and beams.shape[1] <= 5
+    assert beams.shape == (7, 5) and seen == {7 * 3}
 
 
 # --------------------------------------------------------------------- where the model comes from
