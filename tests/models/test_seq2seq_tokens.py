@@ -58,7 +58,7 @@ def test_the_same_texts_make_the_same_tokenizer_and_others_another_folder(folder
     assert (again / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
     assert again.name == folder.name
     others = {
-        build_folder(tmp_path, TEXTS[1:], "tiny", 60),
+        build_folder(tmp_path, ["Alan Bean", *TEXTS[1:]], "tiny", 60),
         build_folder(tmp_path, TEXTS, "small", 60),
         build_folder(tmp_path, TEXTS, "tiny", 61),
     }
