@@ -124,7 +124,7 @@ class Pieces:
         mask = self._padded([[1] * len(text) for text in sources], self.max_source, 0)
         return {
             "ids": ids,
-            "mask": mask.clamp(max=1),
+            "mask": mask,
             "labels": self._padded(targets, self.max_target, IGNORED),
         }
 
