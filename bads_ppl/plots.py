@@ -143,9 +143,7 @@ def score_over_steps(metrics: Metrics, name: str, called: str) -> Figure:
     return figure
 
 
-def _over_steps(
-    metrics: Metrics, name: str, called: str
-) -> tuple[Figure, Axes, Annotation, float]:
+def _over_steps(metrics: Metrics, name: str, called: str) -> tuple[Figure, Axes, Annotation, float]:
     """The curve of a test score, with the text at its end, which is the score there."""
     figure, axes = empty_figure(f"Test {called}", f"test {called}")
     steps, values = _by_chain(metrics, name)
