@@ -18,7 +18,7 @@ from torch import Tensor
 from bads_ppl.errors import InputError
 from inference.embeddings import folder_version
 from inference.scores import Points, score_table
-from models.encoder import no_bars_in_logs
+from models.pretrained import no_bars_in_logs
 
 YES = ("yes", "Yes", "YES", " yes", " Yes", " YES")
 """Ways to begin the answer; tokenizers differ in how they write them."""

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from inference.scores import Points, score_table
-from models.encoder import Encoder, Tokenizer, Tune, embed, find_encoder
+from models.encoder import Encoder, Tokenizer, Tune, embed
+from models.pretrained import find_model
 
 CHUNK = 512
 """Texts between two writes."""
@@ -47,7 +48,7 @@ class Encoding:
     @cached_property
     def folder(self) -> Path:
         """Where the encoder's files are; raises InputError if it cannot be had."""
-        return find_encoder(self.encoder)
+        return find_model(self.encoder)
 
     @cached_property
     def version(self) -> str:

