@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bads_ppl import plots
 from bads_ppl.atomic import atomic_path
@@ -114,8 +114,10 @@ def read_removal(folder: Path, *, steps: int | None = None, networks: int = 2) -
             f"{folder} holds no finished run ({error}): give the folder with its results.json, or "
             "finish the run with resume=true"
         ) from error
+    plain, choices = compose_run([f"task={names['task']}", "method=mixing"], "the trainings")
+    with open_dict(plain):  # options that there were not yet when the run was made have defaults
+        config = OmegaConf.merge(plain, config)
     assert isinstance(config, DictConfig)
-    plain, choices = compose_run(["method=mixing"], "the trainings")
     config.method, config.chains, config.workers = plain.method, networks, None
     config.resume, config.overwrite, config.snapshots = True, False, 0
     if steps is not None:

@@ -129,7 +129,7 @@ def _check_columns(path: Path, there: list[str], wanted: list[str]) -> None:
         )
 
 
-def _lines(path: Path) -> Iterator[str]:
+def lines(path: Path) -> Iterator[str]:
     """Lines of a file with their ends.
 
     Raises:
@@ -155,7 +155,7 @@ def _lines(path: Path) -> Iterator[str]:
 def _csv(path: Path, text: str, label: str) -> Iterator[_Row]:
     csv.field_size_limit(2**31 - 1)  # process-wide; longer texts than 128 KiB are texts too
     tab = ".tsv" in path.suffixes
-    reader = csv.reader(_lines(path), delimiter="\t" if tab else ",", strict=True)
+    reader = csv.reader(lines(path), delimiter="\t" if tab else ",", strict=True)
     start = 1
     try:
         header = next(reader, [])
@@ -179,7 +179,7 @@ def _csv(path: Path, text: str, label: str) -> Iterator[_Row]:
 
 
 def _json(path: Path, text: str, label: str) -> Iterator[_Row]:
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(lines(path), 1):
         if not line.strip():
             continue
         try:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from bads_ppl.errors import InputError
-from inference.text_files import _lines
+from inference.text_files import lines
 
 Triple = tuple[str, str, str]
 """Subject, property, object."""
@@ -186,7 +186,7 @@ def _file(path: Path) -> Iterator[Entry]:
 
 
 def _json_lines(path: Path) -> Iterator[Entry]:
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(lines(path), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -283,7 +283,7 @@ def _xml(path: Path, split: str) -> Iterator[Entry]:
 
 def _tree(path: Path) -> ET.Element:
     """The parsed file; entities are refused, as a few lines of them expand to gigabytes."""
-    text = "".join(_lines(path))
+    text = "".join(lines(path))
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise InputError(
             f"{path}: expected plain XML, got a document type or entity declaration: WebNLG has "

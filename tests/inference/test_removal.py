@@ -52,6 +52,14 @@ def test_the_curve_counts_what_is_left_and_trains_on_nothing_else(folder, monkey
     assert whole.groupby("network").accuracy.nunique().eq(1).all()  # nothing is removed: the same
 
 
+def test_a_run_from_before_an_option_is_read_with_its_default(folder):
+    path = folder / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    del config["data"]["train"]
+    path.write_text(yaml.safe_dump(config))
+    assert read_removal(folder).config.data.train is None
+
+
 def test_a_second_call_trains_nothing_anew_and_writes_the_same_curve(folder, monkeypatch, capsys):
     arguments = [str(folder), "--shares", "0", "0.5", "--networks", "1", "--steps", "2"]
     assert main(arguments) == 0
