@@ -186,7 +186,7 @@ def capture_features(network: nn.Module, head: nn.Module | None = None) -> Itera
         hook.remove()
 
 
-def embedding_layer(network: nn.Module) -> nn.Module:
+def embedding_layer(network: nn.Module) -> Any:
     """The layer whose input (B, D) is taken as the top-layer embedding; its `in_features` is D.
 
     It is the module that the network calls `embedding_layer`, or else its last nn.Linear.

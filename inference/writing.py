@@ -89,11 +89,12 @@ class Writing:
         """BLEU and chrF of texts written for rows (B,), from 0 to 100; empty for no rows."""
         if not len(rows):
             return {}
-        from sacrebleu.metrics import BLEU, CHRF
+        from sacrebleu.metrics.bleu import BLEU
+        from sacrebleu.metrics.chrf import CHRF
 
         several = [self.references[row] for row in rows.tolist()]
         most = max(map(len, several))
-        streams = [[one[k] if k < len(one) else None for one in several] for k in range(most)]
+        streams: Any = [[one[k] if k < len(one) else None for one in several] for k in range(most)]
         return {
             "bleu": float(BLEU().corpus_score(list(texts), streams).score),
             "chrf": float(CHRF().corpus_score(list(texts), streams).score),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -36,14 +37,19 @@ def logits(*rows: tuple[float, float]) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.float32)
 
 
+def of_sets(train: Data, test: Data, groups: dict[str, torch.Tensor]) -> Any:
+    """What a monitor asks of a task of two classes whose meta set is its train set."""
+    classes = test.input.shape[1]
+    named = {"loss": cross_entropy, "writing": None, "classes": classes}
+    return SimpleNamespace(train=train, meta=train, test=test, groups=groups, **named)
+
+
 def monitor(network: nn.Module, test: Data, weights: list[float]) -> TaskMonitor:
     train = Data(torch.zeros(len(weights), 2), torch.zeros(len(weights), dtype=torch.int64))
     rare = torch.arange(len(weights)) < 1
     w = torch.tensor(weights)
     groups = {"rare": rare, "frequent": ~rare}
-    return TaskMonitor(
-        network, cross_entropy, train, train, test, groups, lambda _: w, 2, density=False
-    )
+    return TaskMonitor(network, of_sets(train, test, groups), train, lambda _: w, density=False)
 
 
 @pytest.fixture
@@ -96,12 +102,12 @@ def test_the_predictive_averages_probabilities_of_all_chains_after_burn_in():
     for rows in ([(1, 0), (9, 0)], [(1, 0), (0, 1)]):
         one = monitor(Logits(), Data(logits(*rows), target, name="test"), [0.5, 0.5])
         one.on_evaluate(None, burnt_in=False)
-        assert int(one.count) == 0 and float(one.sum.sum()) == 0
+        assert int(one.measure.count) == 0 and float(one.measure.sum.sum()) == 0
         one.on_evaluate(None, burnt_in=True)
         chains.append(SimpleNamespace(monitor=one))
     assert predictive_accuracy(chains[1:], target) == 0.5
     assert predictive_accuracy(chains, target) == 1.0
-    chances = [chain.monitor.test.input.softmax(dim=1) for chain in chains]
+    chances = [chain.monitor.measure.test.input.softmax(dim=1) for chain in chains]
     assert torch.allclose(predictive(chains), (chances[0] + chances[1]) / 2)
 
 
@@ -113,7 +119,8 @@ def test_the_state_of_a_monitor_continues_its_average(test_set):
     second = monitor(Logits(), test_set, [0.5, 0.5])
     second.load_state_dict(state)
     second.on_evaluate(None, burnt_in=True)
-    assert torch.equal(first.sum, second.sum) and int(second.count) == 2
+    one, other = first.measure, second.measure
+    assert torch.equal(one.sum, other.sum) and int(other.count) == 2
 
 
 def test_scores_are_averaged_over_the_draws_of_all_chains_and_survive_a_checkpoint(test_set):
@@ -124,9 +131,8 @@ def test_scores_are_averaged_over_the_draws_of_all_chains_and_survive_a_checkpoi
 
     def begin() -> TaskMonitor:
         groups: dict[str, torch.Tensor] = {}
-        sets = (train, train, test_set)
-        scores = lambda _: now
-        return TaskMonitor(Logits(), cross_entropy, *sets, groups, lambda _: now, 2, False, scores)
+        task = of_sets(train, test_set, groups)
+        return TaskMonitor(Logits(), task, train, lambda _: now, False, lambda _: now)
 
     first, resumed = begin(), begin()
     first.on_draw(kernel)
