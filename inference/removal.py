@@ -25,6 +25,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from bads_ppl import plots
 from bads_ppl.atomic import atomic_path
@@ -115,8 +116,16 @@ def read_removal(folder: Path, *, steps: int | None = None, networks: int = 2) -
             "finish the run with resume=true"
         ) from error
     plain, choices = compose_run([f"task={names['task']}", "method=mixing"], "the trainings")
-    with open_dict(plain):  # options that there were not yet when the run was made have defaults
-        config = OmegaConf.merge(plain, config)
+    try:
+        with open_dict(
+            plain
+        ):  # options that there were not yet when the run was made have defaults
+            config = OmegaConf.merge(plain, config)
+    except OmegaConfBaseException as error:
+        raise InputError(
+            f"{folder / 'config.yaml'} does not fit the options that there are now "
+            f"({' '.join(str(error).split())}): run it again with overwrite=true"
+        ) from error
     assert isinstance(config, DictConfig)
     config.method, config.chains, config.workers = plain.method, networks, None
     config.resume, config.overwrite, config.snapshots = True, False, 0
@@ -196,7 +205,9 @@ def draw(table: pd.DataFrame) -> Figure:
     axes.set_xlabel("share of the train set removed")
     axes.xaxis.set_major_formatter(plots.PERCENT)
     axes.yaxis.set_major_formatter(plots.PERCENT)
-    axes.set_title(f"{table.network.nunique()} networks; band: all of them", loc="right", size=8)
+    count = table.network.nunique()
+    note = "one network each" if count == 1 else f"{count} networks; band: all of them"
+    axes.set_title(note, loc="right", size=8)
     axes.legend(frameon=False)
     return figure
 

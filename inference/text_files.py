@@ -178,29 +178,43 @@ def _csv(path: Path, text: str, label: str) -> Iterator[_Row]:
         ) from error
 
 
-def _json(path: Path, text: str, label: str) -> Iterator[_Row]:
+def objects(path: Path, form: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file of JSON lines, each with where it stands; blank lines are left out.
+
+    Args:
+        path: .jsonl or .jsonl.gz.
+        form: what an object should look like, for messages.
+
+    Raises:
+        InputError: if the file cannot be read, or a line is no JSON object.
+    """
     for number, line in enumerate(lines(path), 1):
         if not line.strip():
             continue
+        where = f"{path}, line {number}"
         try:
             row = json.loads(line)
         except ValueError as error:
             raise InputError(
-                f"{path}, line {number}: expected one JSON object, got: {error}: mend that line"
+                f"{where}: expected one JSON object, got: {error}: mend that line"
             ) from error
         if not isinstance(row, dict):
             raise InputError(
-                f"{path}, line {number}: expected a JSON object, got {type(row).__name__}: write "
-                f'{{"{text}": ..., "{label}": ...}}'
+                f"{where}: expected a JSON object, got {type(row).__name__}: write {form}"
             )
+        yield where, row
+
+
+def _json(path: Path, text: str, label: str) -> Iterator[_Row]:
+    for where, row in objects(path, f'{{"{text}": ..., "{label}": ...}}'):
         if text not in row or label not in row:
             lacking = text if text not in row else label
             raise InputError(
-                f"{path}, line {number}: no key {lacking!r}; there are "
+                f"{where}: no key {lacking!r}; there are "
                 f"{', '.join(map(repr, row)) or 'none'}: name yours with data.text and "
                 "data.label, or write null for what is missing"
             )
-        yield _Row(f"line {number}", row[text], row[label])
+        yield _Row(where.removeprefix(f"{path}, "), row[text], row[label])
 
 
 def _parquet(path: Path, text: str, label: str) -> Iterator[_Row]:

@@ -7,7 +7,6 @@ named with its line or entry.
 
 from __future__ import annotations
 
-import json
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from bads_ppl.errors import InputError
-from inference.text_files import lines
+from inference.text_files import lines, objects
 
 Triple = tuple[str, str, str]
 """Subject, property, object."""
@@ -186,21 +185,7 @@ def _file(path: Path) -> Iterator[Entry]:
 
 
 def _json_lines(path: Path) -> Iterator[Entry]:
-    for number, line in enumerate(lines(path), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InputError(
-                f"{where}: expected one JSON object, got: {error}: mend that line"
-            ) from error
-        if not isinstance(row, dict):
-            raise InputError(
-                f"{where}: expected a JSON object, got {type(row).__name__}: write an object with "
-                f"the keys {', '.join(FIELDS)}"
-            )
+    for where, row in objects(path, f"an object with the keys {', '.join(FIELDS)}"):
         yield _from_row(row, where)
 
 

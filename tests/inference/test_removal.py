@@ -60,6 +60,15 @@ def test_a_run_from_before_an_option_is_read_with_its_default(folder):
     assert read_removal(folder).config.data.train is None
 
 
+def test_a_run_whose_settings_are_of_another_kind_is_refused(folder, capsys):
+    path = folder / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(config | {"chains": "many"}))
+    with pytest.raises(SystemExit) as stopped:
+        main([str(folder)])
+    assert stopped.value.code == 2 and "config.yaml does not fit" in capsys.readouterr().err
+
+
 def test_a_second_call_trains_nothing_anew_and_writes_the_same_curve(folder, monkeypatch, capsys):
     arguments = [str(folder), "--shares", "0", "0.5", "--networks", "1", "--steps", "2"]
     assert main(arguments) == 0
