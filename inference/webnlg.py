@@ -184,8 +184,8 @@ def _model(
         except InputError:
             pass
     note = (
-        f"the network is a T5 of size {size} without pretraining: what it writes cannot be compared "
-        "with a pretrained one's (task.data.model names one)"
+        f"the network is a T5 of size {size} without pretraining: what it writes cannot be "
+        "compared with a pretrained one's (task.data.model names one)"
     )
     return build_folder(cache, texts, size, vocabulary), False, (note,)
 

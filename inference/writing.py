@@ -1,7 +1,7 @@
 """Texts that a network writes for the points of a test set, and how near they are to references.
 
-Scores are those of a whole test set, from 0 to 100, by sacrebleu and so in its versions' terms: BLEU
-(Papineni et al., 2002) counts shared runs of words, chrF (Popović, 2015) shared runs of letters.
+Scores are those of a whole test set, from 0 to 100, by sacrebleu with its defaults: BLEU (Papineni
+et al., 2002) counts shared runs of words, chrF (Popović, 2015) shared runs of letters.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from torch import nn
 from bads_ppl.data import Data
 from bads_ppl.errors import InputError
 from bads_ppl.losses import cross_entropy
-from bads_ppl.program import Impact, Parts, bind, capture_features, join, embedding_layer
+from bads_ppl.program import Impact, Parts, bind, capture_features, embedding_layer, join
 from bads_ppl.weights import FixedWeights, InstanceWeights, WeightNetwork
 
 
