@@ -69,6 +69,8 @@ class Writing:
     @torch.no_grad()
     def write(self, network: Any, test: Data, rows: Tensor) -> list[str]:
         """Texts for rows (B,) of the test set; sources of like length go through together."""
+        if not len(rows):
+            return []
         lengths = test.input["mask"].sum(1)[rows.to(test.device)].cpu()
         order = lengths.argsort(stable=True)
         found = [""] * len(rows)
