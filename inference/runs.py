@@ -159,19 +159,30 @@ def _read_results(path: Path) -> dict[str, Any]:
 
 
 def _read_texts(path: Path) -> dict[str, list[dict[str, str]]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [
-            {**row, "mean": f"{float(row['mean']):.3f}", "sd": f"{float(row['sd']):.3f}"}
-            for row in csv.DictReader(file)
-        ]
+    rows = [
+        {**row, "mean": f"{float(row['mean']):.3f}", "sd": f"{float(row['sd']):.3f}"}
+        for row in _read_rows(path)
+    ]
     low = [row for row in rows if row["end"] == "lowest"]
     high = [row for row in rows if row["end"] == "highest"]
     return {"lowest": low[:SHOWN], "highest": high[::-1][:SHOWN]}
 
 
 def _read_samples(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{name: row[name] for name in SAMPLE} for row in csv.DictReader(file)]
+    return [{name: row[name] for name in SAMPLE} for row in _read_rows(path)]
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file, by column; a ValueError if one of them is not whole."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+    for number, row in enumerate(rows, start=1):
+        if None in row or None in row.values():
+            raise ValueError(f"row {number} has more or fewer columns than there are names")
+    return rows
 
 
 def judged_by(results: Mapping[str, Any]) -> str | None:
