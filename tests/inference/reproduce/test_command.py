@@ -103,7 +103,7 @@ def test_without_a_target_the_targets_are_listed(capsys):
     assert main([]) == 0
     out = capsys.readouterr().out
     assert all(f"\n{name} " in out for name in TARGETS)
-    assert "66 runs" in out and " min " in out
+    assert "60 runs" in out and " min " in out
 
 
 @pytest.mark.parametrize(
