@@ -131,8 +131,8 @@ def network_weights(
     prior_scale: float = 3.0,
 ) -> Weights:
     """A linear layer on the network's embedding (`weights=network`), on the network's device."""
-    head = embedding_layer(network)
+    width = embedding_layer(network).in_features
     weights = WeightNetwork(
-        head.in_features, classes if label else 0, initial=initial, prior=NormalPrior(prior_scale)
+        width, classes if label else 0, initial=initial, prior=NormalPrior(prior_scale)
     )
-    return weights.to(head.weight.device)
+    return weights.to(next(network.parameters()).device)

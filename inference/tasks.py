@@ -77,6 +77,11 @@ class Task:
         check_disjoint(self.train, self.meta)
         if self.writing is None:
             check_classes(self.test, self.meta)
+        elif len(self.writing.sources) != len(self.test):
+            raise InputError(
+                f"a task that writes must have one source per test point, got "
+                f"{len(self.writing.sources)} for {len(self.test)} points"
+            )
         if self.texts is not None and len(self.texts) != len(self.train):
             raise InputError(
                 f"a task must have one text per train point, got {len(self.texts)} texts for "
