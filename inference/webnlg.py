@@ -185,7 +185,7 @@ def _model(
             pass
     note = (
         f"the network is a T5 of size {size} without pretraining: what it writes cannot be "
-        "compared with a pretrained one's (task.data.model names one)"
+        "compared with a pretrained one's (task.model names one)"
     )
     return build_folder(cache, texts, size, vocabulary), False, (note,)
 

@@ -190,7 +190,7 @@ def test_a_run_weighs_entries_and_writes_texts(run, tmp_path):
         ("model=joint", "sampler.bucket=3", "weights.minibatches=uniform"),
         ("weights=network",),
         ("method=blo",),
-        ("method=mixing", "backbone.rows=3", "task.data.loss=sequence"),
+        ("method=mixing", "backbone.rows=3", "task.model=built", "task.data.loss=sequence"),
         ("method=random_select", "task.data.beams=2"),
         ("method=dup_meta", "backbone.precision=bfloat16"),
         ("method=meta_only", "backbone.checkpoint=true"),
