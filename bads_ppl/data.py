@@ -113,6 +113,7 @@ class Data:
         name: how error messages call this set.
         augment: makes random views of inputs. Kernels step on views (`view`); whatever looks at
             points otherwise sees them as they are.
+        lengths: (N,) how much of each input counts, where inputs are padded to one length.
 
     Raises:
         InputError: if the set is empty, lengths differ, ids repeat, or a value is NaN or infinite.
@@ -126,6 +127,7 @@ class Data:
         *,
         name: str = "train",
         augment: Augment | None = None,
+        lengths: Tensor | None = None,
     ) -> None:
         if len(target) == 0:
             raise InputError(
@@ -142,6 +144,12 @@ class Data:
         self.target = target
         self.name = name
         self.augment = augment
+        self.lengths = lengths
+        if lengths is not None and lengths.shape != (len(target),):
+            raise InputError(
+                f"{name} lengths must be one per point, got shape {tuple(lengths.shape)} for "
+                f"{len(target)} points"
+            )
         self.namespace: object = self if ids is None else None  # sets share ids within one
         self._check_ids(given=ids is not None)
         for what, leaf in [("input", x) for x in tree_leaves(input)] + [("target", target)]:
@@ -188,19 +196,31 @@ class Data:
         if torch.device(device) == self.device:
             return self
         return self._with(
-            tree_map(lambda x: x.to(device), self.input), self.target.to(device), self.ids
+            tree_map(lambda x: x.to(device), self.input),
+            self.target.to(device),
+            self.ids,
+            None if self.lengths is None else self.lengths.to(device),
         )
 
     def subset(self, rows: Tensor, *, name: str | None = None) -> Data:
         """The points at `rows` (M,), which keep their ids."""
         rows = rows.to(self.device)
         chosen = tree_map(lambda x: x[rows], self.input)
-        return self._with(chosen, self.target[rows], self.ids[rows.cpu()], name)
+        lengths = None if self.lengths is None else self.lengths[rows]
+        return self._with(chosen, self.target[rows], self.ids[rows.cpu()], lengths, name)
 
-    def _with(self, input: Input, target: Tensor, ids: Tensor, name: str | None = None) -> Data:
+    def _with(
+        self,
+        input: Input,
+        target: Tensor,
+        ids: Tensor,
+        lengths: Tensor | None,
+        name: str | None = None,
+    ) -> Data:
         """These checked points again, without checking them again."""
         data = object.__new__(Data)
-        data.input, data.target, data.ids, data.augment = input, target, ids, self.augment
+        data.input, data.target, data.ids, data.lengths = input, target, ids, lengths
+        data.augment = self.augment
         data.name, data.namespace = name or self.name, self.namespace
         return data
 
@@ -245,7 +265,7 @@ class Data:
             InputError: if the dataset is empty, an item has another form, or items do not stack.
         """
         if isinstance(dataset, Data):
-            return dataset._with(dataset.input, dataset.target, dataset.ids, name)
+            return dataset._with(dataset.input, dataset.target, dataset.ids, dataset.lengths, name)
         if not hasattr(dataset, "__len__"):
             raise InputError(
                 f"the {name} set must be a map-style dataset with a length, got "

@@ -70,6 +70,8 @@ class MinibatchKernel(MCMCKernel):
         meta_batch: rows of the meta set per step; None: min(50, N_m).
         minibatches: "uniform", or "importance": half of the train rows are drawn in proportion to
             w, with the unbiased correction.
+        bucket: batches that are cut together from rows in the order of length, where a set has
+            lengths and its minibatches are uniform (`UniformMinibatches`); 1: none.
         local_steps: steps that the batch's rows of local sites take per step of the networks: all
             but the last come first, given the networks' outputs, then all groups move together.
             Rows are visited rarely, and this lets them use a visit in full; each step is one of
@@ -96,6 +98,7 @@ class MinibatchKernel(MCMCKernel):
         train_batch: int | None = None,
         meta_batch: int | None = None,
         minibatches: Literal["uniform", "importance"] = "uniform",
+        bucket: int = 1,
         local_steps: int = 1,
         target_acceptance: float | None = None,
         thinning: int = 1,
@@ -110,6 +113,8 @@ class MinibatchKernel(MCMCKernel):
                 raise InputError(f"clip must be a positive number, or None for none, got {bound}")
         if minibatches not in ("uniform", "importance"):
             raise InputError(f"minibatches must be 'uniform' or 'importance', got {minibatches!r}")
+        if bucket < 1:
+            raise InputError(f"bucket must be at least 1 batch, got {bucket}")
         if local_steps < 1:
             raise InputError(f"local_steps must be at least 1 step per visit, got {local_steps}")
         if target_acceptance is not None and not 0 < target_acceptance < 1:
@@ -126,6 +131,7 @@ class MinibatchKernel(MCMCKernel):
         self.train_batch = train_batch
         self.meta_batch = meta_batch
         self.minibatches = minibatches
+        self.bucket = bucket
         self.local_steps = local_steps
         self.target_acceptance = target_acceptance
         self.thinning = thinning
@@ -213,10 +219,14 @@ class MinibatchKernel(MCMCKernel):
         self.latents.temperature = self.temperatures
         self.adaptation = Adaptation(self.target_acceptance, list(groups))
         self.states = {group: self.init(group, self._values(group)) for group in groups}
-        self.meta_rows = UniformMinibatches(len(self.meta), meta_batch, self.generator)
+        self.meta_rows = UniformMinibatches(
+            len(self.meta), meta_batch, self.generator, self.meta.lengths, self.bucket
+        )
         self.train_rows: UniformMinibatches | ImportanceMinibatches
         if self.minibatches == "uniform":
-            self.train_rows = UniformMinibatches(len(self.train), train_batch, self.generator)
+            self.train_rows = UniformMinibatches(
+                len(self.train), train_batch, self.generator, self.train.lengths, self.bucket
+            )
         else:
             table = self.latents.tables.get(SITE)
             if table is None:

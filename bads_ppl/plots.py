@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
@@ -121,7 +122,30 @@ def accuracy_over_steps(metrics: Metrics, name: str = "test.accuracy") -> Figure
     Raises:
         InputError: if no row has it.
     """
-    figure, axes = empty_figure("Test accuracy", "test accuracy")
+    figure, axes, last, end = _over_steps(metrics, name, "accuracy")
+    axes.yaxis.set_major_formatter(PERCENT)
+    last.set_text(f"{100 * end:.1f} %")
+    return figure
+
+
+def score_over_steps(metrics: Metrics, name: str, called: str) -> Figure:
+    """A score on the test set over steps, drawn as `accuracy_over_steps` draws accuracy.
+
+    Args:
+        metrics: rows with `name`.
+        name: which score.
+        called: what the figure calls it.
+
+    Raises:
+        InputError: if no row has it.
+    """
+    figure, _, _, _ = _over_steps(metrics, name, called)
+    return figure
+
+
+def _over_steps(metrics: Metrics, name: str, called: str) -> tuple[Figure, Axes, Annotation, float]:
+    """The curve of a test score, with the text at its end, which is the score there."""
+    figure, axes = empty_figure(f"Test {called}", f"test {called}")
     steps, values = _by_chain(metrics, name)
     mean, _, _ = _over_chains(values)
     single = len(steps) == 1
@@ -131,10 +155,9 @@ def accuracy_over_steps(metrics: Metrics, name: str = "test.accuracy") -> Figure
                 steps, chain, color=HIGH[1], linewidth=0.8, alpha=0.6, marker="." if single else ""
             )
     axes.plot(steps, mean, color=HIGH[0], linewidth=2, marker="o" if single else "")
-    axes.yaxis.set_major_formatter(PERCENT)
     axes.set_xlim(left=0)
-    axes.annotate(
-        f"{100 * mean[-1]:.1f} %",
+    last = axes.annotate(
+        f"{mean[-1]:.3g}",
         (steps[-1], mean[-1]),
         xytext=(5, 0),
         textcoords="offset points",
@@ -143,7 +166,7 @@ def accuracy_over_steps(metrics: Metrics, name: str = "test.accuracy") -> Figure
         annotation_clip=False,
     )
     _note_chains(axes, metrics, "thick: their mean; thin: each")
-    return figure
+    return figure, axes, last, float(mean[-1])
 
 
 def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 150) -> None:

@@ -86,7 +86,7 @@ class Parts:
         loss: per-example loss, (outputs, targets) to (B,).
         prior: prior of the network's parameters.
         impact: impact constants (24), (25).
-        head: the module whose input is the embedding h_i; default the last nn.Linear.
+        head: the module whose input is the embedding h_i; default `embedding_layer(network)`.
         learner: a second, smaller network that a model may train along.
     """
 
@@ -175,10 +175,10 @@ def capture_features(network: nn.Module, head: nn.Module | None = None) -> Itera
 
     Args:
         network: the network.
-        head: the layer whose input is the embedding; default the last nn.Linear.
+        head: the layer whose input is the embedding; default `embedding_layer(network)`.
     """
     kept: list[Tensor] = []
-    layer = head if head is not None else last_linear(network)
+    layer = head if head is not None else embedding_layer(network)
     hook = layer.register_forward_pre_hook(lambda _, args: kept.append(args[0].detach()))
     try:
         yield kept
@@ -186,16 +186,21 @@ def capture_features(network: nn.Module, head: nn.Module | None = None) -> Itera
         hook.remove()
 
 
-def last_linear(network: nn.Module) -> nn.Linear:
-    """The network's last nn.Linear, whose input is taken as the top-layer embedding.
+def embedding_layer(network: nn.Module) -> Any:
+    """The layer whose input (B, D) is taken as the top-layer embedding; its `in_features` is D.
+
+    It is the module that the network calls `embedding_layer`, or else its last nn.Linear.
 
     Raises:
-        InputError: if there is none.
+        InputError: if there is neither.
     """
+    own = getattr(network, "embedding_layer", None)
+    if isinstance(own, nn.Module):
+        return own
     layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
     if not layers:
         raise InputError(
             f"the weight network needs an embedding, but {type(network).__name__} has no "
-            "nn.Linear: name the layer whose input it is, head=..."
+            "nn.Linear: name the layer whose input it is, head=..., or call it embedding_layer"
         )
     return layers[-1]

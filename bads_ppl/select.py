@@ -27,7 +27,7 @@ from bads_ppl.losses import Loss, cross_entropy
 from bads_ppl.monitors import ThetaMonitor
 from bads_ppl.plan import Plan
 from bads_ppl.priors import NormalPrior, SparsityPrior, default_scale, default_temperature
-from bads_ppl.program import Impact, Model, Parts, bind, last_linear
+from bads_ppl.program import Impact, Model, Parts, bind, embedding_layer
 from bads_ppl.schedules import Schedule
 from bads_ppl.selection import Selection
 from bads_ppl.sgld import SGLD
@@ -148,7 +148,7 @@ def select(
             first.append(own)
         source: Weights = InstanceWeights(mean=sparsity)
         if weights == "network":
-            width = last_linear(own).in_features
+            width = embedding_layer(own).in_features
             source = WeightNetwork(width, initial=sparsity).to(place)
         parts = Parts(own, source, prior, loss, NormalPrior(prior_scale), impact)
         kernel = SGLD(

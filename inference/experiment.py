@@ -18,7 +18,6 @@ from bads_ppl.checks import check_network
 from bads_ppl.device import resolve_device
 from bads_ppl.errors import Diverged, InputError
 from bads_ppl.kernel import MinibatchKernel
-from bads_ppl.losses import cross_entropy
 from bads_ppl.plan import Plan
 from bads_ppl.priors import NormalPrior, SparsityPrior, default_scale, default_temperature
 from bads_ppl.program import Impact, Model, Parts, bind
@@ -170,7 +169,7 @@ def make_proxies(config: DictConfig, task: Task, device: torch.device) -> Proxie
     backbone = build(OmegaConf.create(shape), "method.proxy.backbone")
     return Proxies(
         task,
-        lambda: backbone(classes=task.classes).to(device),
+        lambda: backbone(**task.shape).to(device),
         shape,
         options,
         Path(config.cache),
@@ -192,36 +191,23 @@ def _maker(
     experiment: Experiment,
 ) -> Callable[[int, torch.Generator], tuple[MinibatchKernel, TaskMonitor]]:
     """What builds the kernel and the monitor of each chain."""
-    config, task, setup = experiment.config, experiment.task, experiment.setup
-    device = experiment.device
-    train, meta, test = setup.train.to(device), task.meta.to(device), task.test.to(device)
+    config, setup, device = experiment.config, experiment.setup, experiment.device
+    task, train = experiment.task.to(device), setup.train.to(device)
     backbone = build(config.backbone, "backbone")
     prior = NormalPrior(config.method.prior_scale)
     scores = None if setup.membership is None else setup.membership.scores
     sampler = make_sampler(config, task, setup, experiment.plan)
 
     def make(chain: int, generator: torch.Generator) -> tuple[MinibatchKernel, TaskMonitor]:
-        network = backbone(classes=task.classes).to(device)
+        network = backbone(**task.shape).to(device)
         parts = Parts(
-            network, setup.weights(network), setup.sparsity, cross_entropy, prior, setup.impact
+            network, setup.weights(network), setup.sparsity, task.loss, prior, setup.impact
         )
         if setup.learner is not None:
             parts.learner = setup.learner()
         kernel = sampler(bind(setup.model, parts), generator=generator)
         density = setup.impact.weight == setup.impact.train
-        monitor = TaskMonitor(
-            network,
-            cross_entropy,
-            train,
-            meta,
-            test,
-            task.groups,
-            experiment.weights,
-            task.classes,
-            density,
-            scores,
-        )
-        return kernel, monitor
+        return kernel, TaskMonitor(network, task, train, experiment.weights, density, scores)
 
     return make
 
@@ -243,7 +229,7 @@ def _check_fit(experiment: Experiment) -> None:
         torch.manual_seed(global_seed(experiment.config.seed, 0))  # the network that it will have
         generator = chain_generator(experiment.config.seed, 0, device)
         kernel, monitor = _maker(experiment)(0, generator)
-        check_network(monitor.network, cross_entropy, train, meta, task.test.to(device))
+        check_network(monitor.network, task.loss, train, meta, task.test.to(device))
         kernel.setup(experiment.plan.first, train, meta)
         check_stiffness(kernel)
 

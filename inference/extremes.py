@@ -1,4 +1,4 @@
-"""The train texts with the lowest and the highest weights, as a file to read through.
+"""Texts of a run to read through: the train texts with extreme weights, and those it wrote.
 
 A row of the file is a text with its label, the mean and sd of its weight, and its id: for a user's
 file the row that it comes from, counted from 0. The lowest stand first.
@@ -6,6 +6,7 @@ file the row that it comes from, counted from 0. The lowest stand first.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from bads_ppl.atomic import atomic_path
 from bads_ppl.selection import Selection
-from inference.folder import TEXTS
+from inference.folder import SAMPLES, TEXTS
 from inference.tasks import Task
 
 MOST = 100
@@ -35,20 +36,26 @@ def write_extremes(
     assert task.texts is not None
     order = np.argsort(order_by, kind="stable")
     most = min(MOST, len(order) // 2)
+    labels = task.labels
     rows = np.concatenate([order[:most], order[len(order) - most :]])
-    names = np.array(task.class_names)
     table = pd.DataFrame(
         {
             "end": np.repeat(["lowest", "highest"], most),
             "id": selection.ids[rows],
-            "label": names[task.train.target.numpy()[rows]],
+            "label": ["" if labels is None else labels[row] for row in rows],
             "mean": selection.mean[rows],
             "sd": selection.sd[rows],
             "group": selection.columns["group"][rows],
             "text": [task.texts[row] for row in rows],
         }
     )
-    if not task.groups:
-        table = table.drop(columns="group")
+    table = table.drop(columns=[] if task.groups else "group")
+    table = table.drop(columns=[] if labels is not None else "label")
     with atomic_path(folder / TEXTS) as path:
         table.to_csv(path, index=False)
+
+
+def write_samples(folder: Path, samples: Sequence[dict[str, str]]) -> None:
+    """Write texts that a network wrote into the run's folder, each beside its source."""
+    with atomic_path(folder / SAMPLES) as path:
+        pd.DataFrame(samples).to_csv(path, index=False)

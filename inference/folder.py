@@ -14,7 +14,7 @@ from bads_ppl.errors import InputError
 from inference.setups import Setup
 
 RESULTS, CONFIG, METRICS = "results.json", "config.yaml", "metrics.jsonl"
-TEXTS = "texts.csv"
+TEXTS, SAMPLES = "texts.csv", "written.csv"
 
 NOT_SETTINGS = (
     "run_dir",
@@ -37,6 +37,7 @@ WRITTEN = (
     "weights.parquet",
     "posterior.nc",
     TEXTS,
+    SAMPLES,
     "removal*",
     RESULTS,
     CONFIG,

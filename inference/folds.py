@@ -64,6 +64,11 @@ def held_out(task: Task, fold: str, seed: int) -> Task:
     match = re.fullmatch(r"(\d+)/(\d+)", fold)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise InputError(f"fold must be k/K with k from 1 to K, such as 1/2, got {fold!r}")
+    if not task.classes:
+        raise InputError(
+            f"folds of the meta set are for tasks with classes, and task {task.name} writes texts: "
+            "leave out fold, and compare runs on split=validation"
+        )
     number, folds = int(match[1]), int(match[2])
     rows = fold_rows(task.meta.target, folds, seed)[number - 1]
     rest = torch.ones(len(task.meta), dtype=torch.bool)

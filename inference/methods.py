@@ -19,7 +19,7 @@ from torch import nn
 
 from bads_ppl.errors import InputError
 from bads_ppl.priors import NormalPrior
-from bads_ppl.program import Impact, last_linear
+from bads_ppl.program import Impact, embedding_layer
 from bads_ppl.weights import FixedWeights, InstanceWeights, WeightNetwork, Weights
 from inference.options import check_arguments
 from inference.scored_methods import askllm, cds, classact, rds, rho_loss
@@ -131,8 +131,8 @@ def network_weights(
     prior_scale: float = 3.0,
 ) -> Weights:
     """A linear layer on the network's embedding (`weights=network`), on the network's device."""
-    head = last_linear(network)
+    width = embedding_layer(network).in_features
     weights = WeightNetwork(
-        head.in_features, classes if label else 0, initial=initial, prior=NormalPrior(prior_scale)
+        width, classes if label else 0, initial=initial, prior=NormalPrior(prior_scale)
     )
-    return weights.to(head.weight.device)
+    return weights.to(next(network.parameters()).device)

@@ -22,9 +22,9 @@ from bads_ppl.diagnostic_plots import diagnostic_figures
 from bads_ppl.diagnostics import diagnose
 from bads_ppl.posterior import save, to_arviz
 from bads_ppl.selection import Selection
-from inference.evaluation import mean_scores, predictive_accuracy
+from inference.evaluation import mean_scores, on_test_set
 from inference.experiment import Experiment
-from inference.extremes import write_extremes
+from inference.extremes import write_extremes, write_samples
 from inference.folder import METRICS, RESULTS
 from inference.setups import Setup
 from inference.tasks import Task
@@ -37,7 +37,7 @@ def report(experiment: Experiment, chains: list[ChainResult]) -> dict[str, Any]:
     metrics = [row for chain in chains for row in chain.metrics]
     with atomic_path(folder / METRICS) as path:
         path.write_text("".join(json.dumps(row) + "\n" for row in metrics))
-    label = task.train.target.numpy()
+    label = {"label": task.train.target.numpy()} if task.classes else {}
     group = np.full(len(task.train), "", dtype=object)
     for name, mask in task.groups.items():
         group[mask.numpy()] = name
@@ -55,9 +55,12 @@ def report(experiment: Experiment, chains: list[ChainResult]) -> dict[str, Any]:
         task.train.ids.numpy(),
         [chain.draws.w for chain in chains],
         evidence=found,
-        columns={"group": group, "label": label, **chosen_by, **diagnostics.columns()},
+        columns={"group": group, **label, **chosen_by, **diagnostics.columns()},
     )
     selection.to_parquet(folder / "weights.parquet")
+    scored = on_test_set(task, chains)
+    if scored.samples:
+        write_samples(folder, scored.samples)
     if task.texts is not None and (setup.latent or scores is not None):
         decided = selection.mean if scores is None else scores.numpy()
         write_extremes(folder, task, selection, decided)
@@ -80,7 +83,7 @@ def report(experiment: Experiment, chains: list[ChainResult]) -> dict[str, Any]:
         to_arviz(
             draws,
             ids=task.train.ids.numpy(),
-            constant_data={"group": group.astype(str), "label": label},
+            constant_data={"group": group.astype(str), **label},
             attrs=about,
         ),
         folder / "posterior.nc",
@@ -96,13 +99,7 @@ def report(experiment: Experiment, chains: list[ChainResult]) -> dict[str, Any]:
         "steps": config.steps,
         "chains": config.chains,
         "settings": OmegaConf.to_container(config.task, resolve=True),
-        "test": {
-            "accuracy": predictive_accuracy(chains, task.test.target),
-            "accuracy_last": float(
-                np.mean([chain.metrics[-1]["test.accuracy"] for chain in chains])
-            ),
-            "count": len(task.test),
-        },
+        "test": scored.numbers,
         "groups": {
             name: {
                 "mean_weight": float(selection.mean[mask.numpy()].mean()),
@@ -146,6 +143,7 @@ def right_labels(
     value = selection.mean if scores is None else scores.numpy()
     return {
         "right": {
+            "what": task.right_means,
             "auc": float(roc_auc_score(right, value)),
             "average_precision": float(average_precision_score(right, value)),
         }
@@ -171,7 +169,10 @@ def _draw_plots(
     folder.mkdir(exist_ok=True)
     groups = {name: name in task.high for name in task.groups}
     masks = {name: mask.numpy() for name, mask in task.groups.items()}
-    plots.save(plots.accuracy_over_steps(metrics), folder / "test_accuracy.png")
+    if task.writing is None:
+        plots.save(plots.accuracy_over_steps(metrics), folder / "test_accuracy.png")
+    elif task.writing.curve:
+        plots.save(plots.score_over_steps(metrics, "test.bleu", "BLEU"), folder / "test_bleu.png")
     if groups:
         by_group = plots.weights_by_group_over_steps(metrics, groups)
         plots.save(by_group, folder / "weights_by_group.png")

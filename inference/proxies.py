@@ -24,7 +24,7 @@ from bads_ppl.checks import check_network
 from bads_ppl.data import Data
 from bads_ppl.errors import InputError
 from bads_ppl.kernel import MinibatchKernel
-from bads_ppl.losses import cross_entropy
+from bads_ppl.losses import Loss
 from bads_ppl.monitors import ThetaMonitor
 from bads_ppl.plan import Plan
 from bads_ppl.priors import NormalPrior, default_scale
@@ -46,10 +46,12 @@ class Proxy:
 
     Attributes:
         network: in eval mode.
+        loss: per-example loss of its outputs.
         about: JSON-able: data, settings, seed, and the proxy that it started from.
     """
 
     network: nn.Module
+    loss: Loss
     about: dict[str, Any]
 
 
@@ -122,9 +124,10 @@ class Proxies:
             network = self.network()
             if start is not None:
                 network.load_state_dict(start.network.state_dict())
-            check_network(network, cross_entropy, train, meta)
+            check_network(network, self.task.loss, train, meta)
+            parts = Parts(network, FixedWeights(weights), loss=self.task.loss, prior=prior)
             kernel = SGLD(
-                bind(joint, Parts(network, FixedWeights(weights), prior=prior)),
+                bind(joint, parts),
                 step_size={"theta": 2 * options["learning_rate"] / points},
                 temperature=options["temperature"],
                 clip=options["clip"],
@@ -134,7 +137,7 @@ class Proxies:
                 ),
                 generator=generator,
             )
-            return kernel, ThetaMonitor(network, cross_entropy, train, meta, density=False)
+            return kernel, ThetaMonitor(network, self.task.loss, train, meta, density=False)
 
         steps = options["steps"]
         folder = self.cache / f"proxy-{name}-{content_key(whole)}"
@@ -160,7 +163,7 @@ class Proxies:
             )
         network = chain.kernel.latents.networks["theta"].module.eval()
         self.spent.append(chain.seconds)
-        return Proxy(network, whole)
+        return Proxy(network, self.task.loss, whole)
 
     def table(
         self,
@@ -209,14 +212,14 @@ def _with_remedy(folder: Path) -> Iterator[None]:
 
 @torch.no_grad()
 def losses(proxy: Proxy, data: Data, rows: Tensor) -> Tensor:
-    """Cross-entropy (B,) in nats of a set's rows (B,) under a proxy."""
+    """Losses (B,) in nats of a set's rows (B,) under a proxy."""
     batch = data.batch(rows)
-    return cross_entropy(proxy.network(batch.input), batch.target)
+    return proxy.loss(proxy.network(batch.input), batch.target)
 
 
 @torch.no_grad()
 def embeddings(proxy: Proxy, data: Data, rows: Tensor) -> Tensor:
-    """Embeddings (B, D), the input of the last nn.Linear, of a set's rows (B,) under a proxy."""
+    """Embeddings (B, D), the input of the embedding layer, of a set's rows (B,) under a proxy."""
     with capture_features(proxy.network) as found:
         proxy.network(data.batch(rows).input)
     return found[0]

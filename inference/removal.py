@@ -133,6 +133,11 @@ def read_removal(folder: Path, *, steps: int | None = None, networks: int = 2) -
         config.steps, config.burn_in, config.evaluate_every = steps, None, None
         config.thinning = max(1, min(config.thinning, steps // 2))
     task = load_task(config)
+    if not task.classes:
+        raise InputError(
+            f"points are removed for tasks with classes, and task {task.name} writes texts: "
+            "compare runs with method=random_select and others at several values of sparsity"
+        )
     selection = Selection.from_parquet(folder / "weights.parquet")
     if not np.array_equal(selection.ids, task.train.ids.numpy()):
         raise InputError(

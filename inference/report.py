@@ -56,8 +56,14 @@ class Section:
 
     @property
     def detects(self) -> bool:
-        """Whether runs tell how well their weights find wrong labels."""
+        """Whether runs tell how well their weights find the points that should be selected."""
         return any(arm.estimate("right.auc").count for arm in self.arms)
+
+    @property
+    def right_means(self) -> str:
+        """What such a point is, in words."""
+        said = [run.value("right.what") for arm in self.arms for run in arm.runs]
+        return next((str(one) for one in said if one), "label is right")
 
     @property
     def seed_counts(self) -> list[int]:

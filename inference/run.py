@@ -108,9 +108,10 @@ def main(config: DictConfig) -> None:
     with exit_codes():
         results = run(config, _choices(HydraConfig.get().runtime.choices))
     groups = ", ".join(f"{n} {g['mean_weight']:.4f}" for n, g in results["groups"].items())
+    name, value = next(iter(results["test"].items()))
     print(
         f"{results['task']} ({results['dataset']}) {results['method']}: "
-        f"test accuracy {results['test']['accuracy']:.4f}; mean weight {groups}; "
+        f"test {name} {value:.4f}; mean weight {groups}; "
         f"{results['cost']['seconds']:.0f} s; results in {results['run_dir']}"
     )
 

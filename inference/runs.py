@@ -20,10 +20,13 @@ import yaml
 from PIL import Image
 
 from bads_ppl.errors import InputError
-from inference.folder import CONFIG, METRICS, RESULTS, TEXTS
+from inference.folder import CONFIG, METRICS, RESULTS, SAMPLES, TEXTS
 
 SHOWN = 12
 """Texts that are shown of either end."""
+
+SAMPLE = ("source", "written", "reference")
+"""The columns of a file of written texts."""
 
 
 @dataclass
@@ -39,6 +42,7 @@ class Run:
         plots: title and data URI of each plot.
         texts: the train texts with the lowest and the highest weights, by end, the most extreme
             first: their columns in the file.
+        samples: texts that it wrote, by the names in `SAMPLE`.
         problems: what could not be read, one sentence each.
     """
 
@@ -50,6 +54,7 @@ class Run:
     plots: list[tuple[str, str]]
     problems: list[str]
     texts: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    samples: list[dict[str, str]] = field(default_factory=list)
 
     def value(self, name: str) -> Any:
         """An entry of the results by its dotted name, None if absent."""
@@ -124,6 +129,12 @@ def read_run(folder: Path, root: Path, *, plots: bool = True) -> Run:
         pass  # a task without texts
     except (OSError, ValueError, KeyError) as error:
         run.problems.append(f"{TEXTS} is damaged ({_first_line(error)})")
+    try:
+        run.samples = _read_samples(folder / SAMPLES)
+    except FileNotFoundError:
+        pass  # a task that writes none
+    except (OSError, ValueError, KeyError) as error:
+        run.problems.append(f"{SAMPLES} is damaged ({_first_line(error)})")
     for path in sorted((folder / "plots").glob("*.png")) if plots else ():
         try:
             run.plots.append((path.stem.replace("_", " "), _plot_uri(path)))
@@ -148,14 +159,30 @@ def _read_results(path: Path) -> dict[str, Any]:
 
 
 def _read_texts(path: Path) -> dict[str, list[dict[str, str]]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [
-            {**row, "mean": f"{float(row['mean']):.3f}", "sd": f"{float(row['sd']):.3f}"}
-            for row in csv.DictReader(file)
-        ]
+    rows = [
+        {**row, "mean": f"{float(row['mean']):.3f}", "sd": f"{float(row['sd']):.3f}"}
+        for row in _read_rows(path)
+    ]
     low = [row for row in rows if row["end"] == "lowest"]
     high = [row for row in rows if row["end"] == "highest"]
     return {"lowest": low[:SHOWN], "highest": high[::-1][:SHOWN]}
+
+
+def _read_samples(path: Path) -> list[dict[str, str]]:
+    return [{name: row[name] for name in SAMPLE} for row in _read_rows(path)]
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file, by column; a ValueError if one of them is not whole."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+    for number, row in enumerate(rows, start=1):
+        if None in row or None in row.values():
+            raise ValueError(f"row {number} has more or fewer columns than there are names")
+    return rows
 
 
 def judged_by(results: Mapping[str, Any]) -> str | None:

@@ -124,7 +124,7 @@ def rds(
             "round_robin" lets the meta points choose in turns, each the point most like it of those
             left.
         label: similarities to meta points of a point's own label count less the largest to another
-            label; without it labels play no part.
+            label; without it, and where texts are written, labels play no part.
     """
 
     def scores() -> Tensor:
@@ -132,7 +132,8 @@ def rds(
         train = given.proxies.table("embeddings", partial(embeddings, proxy), proxy)
         meta = task.meta.to(given.proxies.device)
         parts = [embeddings(proxy, meta, batch.index).cpu() for batch in meta.batches()]
-        labels = (task.train.target, task.meta.target) if label else (None, None)
+        classed = label and task.classes > 0
+        labels = (task.train.target, task.meta.target) if classed else (None, None)
         ours, theirs = Embedded(train, labels[0]), Embedded(torch.cat(parts), labels[1])
         found = likeness(ours, theirs, combine=combine)
         rule = {"combine": combine, "label": label}

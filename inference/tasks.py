@@ -20,9 +20,11 @@ from torch import Tensor
 from bads_ppl.checks import check_classes
 from bads_ppl.data import Data, check_disjoint
 from bads_ppl.errors import InputError
+from bads_ppl.losses import Loss, cross_entropy
 from inference.augmentation import crop_and_flip
 from inference.cifar import load_cifar10
 from inference.sources import ImageSplits, load_mnist
+from inference.writing import Writing
 
 
 @dataclass(frozen=True)
@@ -34,16 +36,22 @@ class Task:
         dataset: where the points come from, as recorded in the results.
         train: points to weight.
         meta: curated points.
-        test: points to report accuracy on; never used otherwise.
-        classes: number of classes.
+        test: points to report on; never used otherwise.
+        classes: number of classes; 0 where texts are written.
         groups: name to (N_t,) bool mask; disjoint groups of train points.
         high: names of the groups whose weights should be high; those of the others, low.
         sparsity: the share of train points to select unless the user says otherwise.
-        right: (N_t,) bool, whether a point's label is right; None where all are.
+        right: (N_t,) bool, whether a point is what should be selected, such as one whose label is
+            right; None where nothing is known or all are.
+        right_means: what `right` says of a point, in words.
         warnings: what a reader of the results must know.
         texts: the N_t train points in words; None where they are no texts.
         class_names: what the classes are called; empty where nothing is known.
         facts: what else the results tell of the data, JSON-able.
+        loss: per-example loss.
+        network: what a backbone must know beside the number of classes.
+        writing: how texts are written for the test points and scored; None where points are
+            classified.
     """
 
     name: str
@@ -56,14 +64,24 @@ class Task:
     high: tuple[str, ...]
     sparsity: float
     right: Tensor | None = None
+    right_means: str = "label is right"
     warnings: tuple[str, ...] = ()
     texts: Sequence[str] | None = None
     class_names: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    loss: Loss = cross_entropy
+    network: Mapping[str, Any] = field(default_factory=dict)
+    writing: Writing | None = None
 
     def __post_init__(self) -> None:
         check_disjoint(self.train, self.meta)
-        check_classes(self.test, self.meta)
+        if self.writing is None:
+            check_classes(self.test, self.meta)
+        elif len(self.writing.sources) != len(self.test):
+            raise InputError(
+                f"a task that writes must have one source per test point, got "
+                f"{len(self.writing.sources)} for {len(self.test)} points"
+            )
         if self.texts is not None and len(self.texts) != len(self.train):
             raise InputError(
                 f"a task must have one text per train point, got {len(self.texts)} texts for "
@@ -71,12 +89,29 @@ class Task:
             )
 
     @property
+    def shape(self) -> Mapping[str, Any]:
+        """What a backbone is built with."""
+        return {"classes": self.classes, **self.network} if self.classes else self.network
+
+    def to(self, device: torch.device) -> Task:
+        """The task with its sets on a device."""
+        sets = {name: getattr(self, name).to(device) for name in ("train", "meta", "test")}
+        return replace(self, **sets)
+
+    @property
+    def labels(self) -> list[str] | None:
+        """What the label of each train point is called; None where that is unknown."""
+        if not self.class_names:
+            return None
+        return [self.class_names[k] for k in self.train.target.tolist()]
+
+    @property
     def examples(self) -> Sequence[str] | None:
         """The train points in words, each with its label first: what one would train on."""
-        if self.texts is None or not self.class_names:
+        if self.texts is None or self.labels is None:
             return self.texts
-        names = [self.class_names[k] for k in self.train.target.tolist()]
-        return [f"Label: {name}\n{text}" for name, text in zip(names, self.texts, strict=True)]
+        pairs = zip(self.labels, self.texts, strict=True)
+        return [f"Label: {name}\n{text}" for name, text in pairs]
 
 
 def mnist(

@@ -59,7 +59,7 @@ class Seq2Seq(nn.Module):
         checkpoint: keep the states between layers only, and compute the rest again.
 
     Attributes:
-        embedding: the module whose input is the embedding: name it as `Parts.head`.
+        embedding_layer: the module whose input is the embedding.
 
     Raises:
         InputError: if the model cannot be had, is no sequence-to-sequence model or lacks weights,
@@ -84,7 +84,7 @@ class Seq2Seq(nn.Module):
         self.precision = precision
         folder = find_model(str(folder)) if pretrained else Path(folder)
         self.model = _model(folder, pretrained)
-        self.embedding = Embedding(width(folder))
+        self.embedding_layer = Embedding(width(folder))
         if checkpoint:
             self._keep_little()
         self.train()
@@ -114,7 +114,7 @@ class Seq2Seq(nn.Module):
             found = [recomputed(self._piece, *piece, **self._again()) for piece in pieces]
         else:
             found = [self._piece(*piece) for piece in pieces]
-        self.embedding(torch.cat([states for _, states in found]))
+        self.embedding_layer(torch.cat([states for _, states in found]))
         return torch.cat([log_probs for log_probs, _ in found])
 
     def _piece(self, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,6 @@ from torch.utils._pytree import tree_leaves
 from bads_ppl.chains import chain_generator
 from bads_ppl.data import Data
 from bads_ppl.errors import Diverged, InputError
-from bads_ppl.losses import cross_entropy
 from bads_ppl.minibatches import UniformMinibatches
 from bads_ppl.program import join
 from inference.experiment import Experiment, first_kernel, prepare
@@ -39,7 +38,8 @@ Step = Callable[[], None]
 def plain_step(experiment: Experiment) -> Step:
     """Plain SGD on the mean loss of a batch of train points and a batch of meta points."""
     config, device = experiment.config, experiment.device
-    network = build(config.backbone, "backbone")(classes=experiment.task.classes).to(device)
+    network = build(config.backbone, "backbone")(**experiment.task.shape).to(device)
+    loss = experiment.task.loss
     optimiser = torch.optim.SGD(network.parameters(), lr=config.method.learning_rate)
     generator = chain_generator(config.seed, 0, device)
     train, meta = experiment.task.train.to(device), experiment.task.meta.to(device)
@@ -55,7 +55,7 @@ def plain_step(experiment: Experiment) -> Step:
         second = meta.view(meta_rows.next().index, generator)
         optimiser.zero_grad()
         output = network(join(first.input, second.input))
-        cross_entropy(output, torch.cat([first.target, second.target])).mean().backward()
+        loss(output, torch.cat([first.target, second.target])).mean().backward()
         optimiser.step()
 
     return step

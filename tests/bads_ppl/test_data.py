@@ -1,3 +1,5 @@
+import re
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -147,6 +149,23 @@ def test_ids_default_to_positions_and_subsets_keep_theirs():
     assert half.subset(torch.tensor([1])).ids.tolist() == [1]
 
 
+def test_lengths_stay_with_their_points():
+    data = points(lengths=torch.tensor([3, 1, 4, 1, 5, 9]))
+    part = data.subset(torch.tensor([5, 2]))
+    assert part.lengths.tolist() == [9, 4]
+    assert part.subset(torch.tensor([1])).lengths.tolist() == [4]
+    assert Data.from_dataset(data, name="meta").lengths is data.lengths
+    moved = data.to("meta")  # a device of torch that keeps shapes alone
+    assert moved.lengths.shape == (6,) and moved.lengths.device == moved.target.device
+    assert moved.lengths.device.type == "meta"
+
+
+def test_points_without_lengths_have_none_anywhere():
+    data = points()
+    assert data.lengths is None and data.subset(torch.tensor([2])).lengths is None
+    assert data.to("meta").lengths is None
+
+
 def test_batches_cover_all_rows_once_in_order():
     data = points(6)
     batches = list(data.batches(4))
@@ -249,6 +268,13 @@ def bad(value: float, place: int) -> torch.Tensor:
 def test_points_that_do_not_fit_are_refused(arguments, message):
     with pytest.raises(InputError, match=message):
         Data(*arguments)
+
+
+@pytest.mark.parametrize("shape", [(5,), (7,), (6, 1), ()])
+def test_lengths_that_are_not_one_per_point_are_refused(shape):
+    message = rf"meta lengths must be one per point, got shape {re.escape(str(shape))} for 6 points"
+    with pytest.raises(InputError, match=message):
+        points(lengths=torch.ones(shape), name="meta")
 
 
 def test_train_and_meta_with_shared_ids_are_refused():

@@ -59,6 +59,19 @@ class Given:
         return self.rows
 
 
+def test_batches_of_both_sets_hold_rows_of_like_length_where_they_are_bucketed():
+    train, meta = data()
+    sets = (
+        Data(train.input, train.target, lengths=torch.arange(12) % 4),
+        Data(meta.input, meta.target, name="meta", lengths=torch.arange(6) % 3),
+    )
+    options = {"sets": sets, "train_batch": 3, "meta_batch": 2}
+    for kernel, alike in ((made(**options, bucket=4), True), (made(**options), False)):
+        for one, rows in zip(sets, (kernel.train_rows, kernel.meta_rows), strict=True):
+            found = [one.lengths[rows.next().index].unique() for _ in range(12)]
+            assert all(len(each) == 1 for each in found) == alike
+
+
 def test_a_row_that_occurs_twice_makes_one_step_of_twice_the_size():
     def program(train, meta):
         with train.plate("train"):

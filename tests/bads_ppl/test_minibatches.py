@@ -22,6 +22,19 @@ def importance(batch=6, seed=0, weights=WEIGHTS, block=7):
     )
 
 
+LENGTHS = torch.tensor([3, 40, 3, 7, 21, 8, 2, 30, 9, 9, 5, 14, 33, 3, 26, 6, 11, 2, 19, 4])
+
+
+def bucketed(size=20, batch=6, seed=0, lengths=LENGTHS, bucket=2):
+    return UniformMinibatches(size, batch, generator(seed), lengths, bucket)
+
+
+def padding(rows, lengths, steps) -> float:
+    """Mean number of places of a batch that are padding."""
+    found = [lengths[rows.next().index] for _ in range(steps)]
+    return sum(float((each.max() - each).sum()) for each in found) / steps
+
+
 def chances(batch=6, weights=WEIGHTS) -> torch.Tensor:
     """Mean over a batch's places of the probability of a row: q_i."""
     share = (batch // 2) / batch
@@ -73,6 +86,63 @@ def test_a_batch_of_the_whole_set_is_in_order_and_uses_no_randomness():
     before = rows.generator.get_state()
     assert rows.next().index.tolist() == list(range(20))
     assert torch.equal(rows.generator.get_state(), before)
+
+
+# rows of like length
+
+
+@pytest.mark.parametrize("bucket", [1, 2, 3, 9])
+@pytest.mark.parametrize("batch", [1, 5, 6])
+def test_rows_of_like_length_come_at_most_once_a_pass(batch, bucket):
+    rows, count = bucketed(batch=batch, bucket=bucket), 20 // batch
+    for _ in range(5):
+        found = [rows.next() for _ in range(count)]
+        assert all(each.index.shape == (batch,) and each.distinct for each in found)
+        assert all(each.index.dtype == torch.int64 for each in found)
+        assert len(torch.cat([each.index for each in found]).unique()) == count * batch
+
+
+@pytest.mark.parametrize("bucket", [2, 3, 9])  # the last bucket of a pass is smaller, or not full
+def test_a_row_is_as_likely_in_every_step_of_a_pass_whatever_its_length(bucket):
+    rows, passes = bucketed(batch=4, bucket=bucket), 2000
+    counts = torch.zeros(5, 20)
+    for _ in range(passes):
+        for step in range(5):
+            counts[step, rows.next().index] += 1
+    error = (0.2 * 0.8 / passes) ** 0.5
+    assert (counts / passes - 0.2).abs().max() < 4.5 * error  # by chance in 1 of 1,400 seeds
+
+
+def test_a_row_is_left_out_of_a_pass_as_often_whatever_its_length():
+    rows, passes = bucketed(batch=6), 2000  # two rows of each pass are left out
+    counts = torch.zeros(20)
+    for _ in range(3 * passes):
+        counts[rows.next().index] += 1
+    assert (counts / passes - 0.9).abs().max() < 4.5 * (0.9 * 0.1 / passes) ** 0.5
+
+
+@pytest.mark.parametrize("bucket", [4, 100])
+def test_batches_that_are_all_cut_together_hold_rows_of_one_length(bucket):
+    lengths = torch.tensor([5, 1, 7, 3, 1, 7, 3, 5])
+    rows, firsts = bucketed(8, 2, lengths=lengths, bucket=bucket), set()
+    for _ in range(8):
+        found = [lengths[rows.next().index].tolist() for _ in range(4)]
+        assert sorted(found) == [[1, 1], [3, 3], [5, 5], [7, 7]]
+        firsts.add(found[0][0])
+    assert len(firsts) > 1  # the shortest do not always come first
+
+
+def test_the_more_batches_are_cut_together_the_less_is_padding():
+    found = [padding(bucketed(batch=5, bucket=bucket), LENGTHS, 400) for bucket in (1, 2, 4)]
+    whole = LENGTHS.sort().values.view(4, 5)
+    assert found[2] == float((whole[:, -1:] - whole).sum()) / 4
+    assert found[0] > 1.2 * found[1] > 1.2**2 * found[2]
+
+
+def test_a_bucket_of_one_batch_is_as_without_lengths():
+    plain, one, two = uniform(), bucketed(bucket=1), bucketed(bucket=2)
+    found = [[rows.next().index.tolist() for _ in range(7)] for rows in (plain, one, two)]
+    assert found[0] == found[1] != found[2]
 
 
 # importance
@@ -133,7 +203,7 @@ def test_a_block_is_a_pass_but_50_steps_at_least():
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3, 6, 7, 8, 20])
-@pytest.mark.parametrize("make", [uniform, importance, lambda **k: uniform(20, 5, **k)])
+@pytest.mark.parametrize("make", [uniform, bucketed, importance, lambda **k: uniform(20, 5, **k)])
 def test_restored_rows_go_on_as_if_never_stopped(make, steps):
     def state_of(rows):
         saved = {name: value.clone() for name, value in rows.state_dict().items()}
@@ -157,15 +227,16 @@ def test_restored_rows_go_on_as_if_never_stopped(make, steps):
     assert torch.equal(other.generator.get_state(), first.generator.get_state())
 
 
-def test_state_goes_on_between_other_uses_of_the_generator():
+@pytest.mark.parametrize("make", [uniform, bucketed])
+def test_state_goes_on_between_other_uses_of_the_generator(make):
     """Data order and noise share one generator: a restored order must not disturb it."""
-    first = uniform()
+    first = make()
     for _ in range(2):
         first.next()
         torch.randn(3, generator=first.generator)
     saved, noise = first.state_dict(), first.generator.get_state()
     wanted = [(first.next().index, torch.randn(3, generator=first.generator)) for _ in range(9)]
-    other = uniform(seed=4)
+    other = make(seed=4)
     other.generator.set_state(noise)
     other.load_state_dict(saved)
     for index, noise in wanted:

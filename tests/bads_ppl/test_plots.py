@@ -61,6 +61,24 @@ def test_accuracy_shows_each_chain_and_their_mean():
     assert len(axes.lines) == 1
 
 
+def test_a_score_is_drawn_as_accuracy_is_in_its_own_unit():
+    metrics = [row | {"test.bleu": 20 + row["step"] / 10 + row["chain"]} for row in make_metrics()]
+    (axes,) = plots.score_over_steps(metrics, "test.bleu", "BLEU").axes
+    *chains, mean = axes.lines
+    assert len(chains) == 3
+    np.testing.assert_allclose(chains[0].get_ydata(), [30, 40, 50])
+    np.testing.assert_allclose(mean.get_xdata(), [100, 200, 300])
+    np.testing.assert_allclose(mean.get_ydata(), [31, 41, 51])
+    assert axes.get_title(loc="left") == "Test BLEU"
+    assert axes.get_ylabel() == "test BLEU"
+    (accuracy,) = plots.accuracy_over_steps(metrics).axes
+    ends = [[text.get_text() for text in one.texts] for one in (axes, accuracy)]
+    assert "51" in ends[0] and "81.0 %" in ends[1]
+    assert not any("%" in text for text in ends[0])
+    labels = [one.yaxis.get_major_formatter()(0.5, 0) for one in (axes, accuracy)]
+    assert "%" not in labels[0] and "50" in labels[1]
+
+
 def test_chain_that_was_stopped_early_counts_where_it_has_values():
     metrics = [row for row in make_metrics(2) if (row["chain"], row["step"]) != (1, 300)]
     (axes,) = plots.accuracy_over_steps(metrics).axes
@@ -88,6 +106,8 @@ def test_histogram_refuses_masks_that_do_not_fit():
 def test_metric_that_is_absent_is_named_with_those_there():
     with pytest.raises(InputError, match=r"'test.accuracy', got rows with \['chain', 'step'\]"):
         plots.accuracy_over_steps([{"chain": 0, "step": 1}])
+    with pytest.raises(InputError, match=r"'test.bleu', got rows with"):
+        plots.score_over_steps(make_metrics(), "test.bleu", "BLEU")
 
 
 def test_save_writes_a_png_and_needs_no_display(tmp_path, monkeypatch):

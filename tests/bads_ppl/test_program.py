@@ -6,7 +6,7 @@ from torch import nn
 from bads_ppl.data import Data
 from bads_ppl.errors import InputError
 from bads_ppl.losses import cross_entropy
-from bads_ppl.program import Impact, Parts, bind, capture_features, join, last_linear
+from bads_ppl.program import Impact, Parts, bind, capture_features, embedding_layer, join
 from bads_ppl.weights import FixedWeights, InstanceWeights, WeightNetwork
 
 
@@ -134,11 +134,38 @@ def test_capture_ends_with_its_context():
     assert [k.shape for k in kept] == [(2, 5), (1, 5)]
 
 
-def test_the_last_linear_layer_is_found():
+class Named(nn.Module):
+    """Calls a layer before its last nn.Linear the embedding layer."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.embedding_layer = layer
+        self.first, self.last = nn.Linear(3, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.last(self.embedding_layer(self.first(x)))
+
+
+def test_the_embedding_layer_is_the_one_of_that_name():
+    network, x = Named(nn.Identity()), torch.ones(2, 3)
+    assert embedding_layer(network) is network.embedding_layer
+    with capture_features(network) as kept:
+        network(x)
+    assert len(kept) == 1 and torch.equal(kept[0], network.first(x))
+
+
+def test_the_embedding_layer_is_else_the_last_linear_one():
     network = body()
-    assert last_linear(network) is network[2]
-    with pytest.raises(InputError, match=r"Sequential has no nn.Linear: name the layer"):
-        last_linear(nn.Sequential(nn.Flatten()))
+    assert embedding_layer(network) is network[2]
+    other = Named(torch.tanh)  # no module
+    assert embedding_layer(other) is other.last
+
+
+@pytest.mark.parametrize("network", [nn.Sequential(nn.Flatten()), nn.Identity()])
+def test_a_network_without_embedding_layer_is_refused(network):
+    name = type(network).__name__
+    with pytest.raises(InputError, match=rf"{name} has no nn.Linear: name .* or call it"):
+        embedding_layer(network)
 
 
 @pytest.mark.parametrize("name", ["train", "meta", "weight"])

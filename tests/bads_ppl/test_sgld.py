@@ -500,6 +500,7 @@ def test_parameters_that_are_not_finite_are_divergence_before_the_potential_show
         ({"mode": "fast"}, "mode must be 'calibrated' or 'paper', got 'fast'"),
         ({"clip": 0.0}, "clip must be a positive number, or None for none, got 0.0"),
         ({"minibatches": "all"}, "minibatches must be"),
+        ({"bucket": 0}, "bucket must be at least 1 batch, got 0"),
         ({"thinning": 0}, "thinning must be at least 1"),
         (
             {"train_batch": 21},

@@ -10,17 +10,21 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
+from bads_ppl.data import Data
 from inference.run import main
+from inference.tasks import Task
+from inference.writing import Writing
 
 SMALL = (
     "data.source=digits",
@@ -125,3 +129,46 @@ def finished(shared: Callable[[str, Callable[[Path], None]], Path]) -> Callable[
 @pytest.fixture
 def results() -> Callable[[Path], dict[str, Any]]:
     return lambda folder: json.loads((folder / "results.json").read_text())
+
+
+def say(ids: torch.Tensor) -> list[str]:
+    """Token ids (B, L) as texts of numbered words; 0 is padding."""
+    return [" ".join(f"w{k}" for k in row if k) for row in ids.tolist()]
+
+
+def numbers_to_write(lengths: Sequence[int], name: str, first: int) -> Data:
+    """Sources of these lengths, each of consecutive numbers that none of the others has."""
+    place = torch.arange(max(lengths))
+    mask = (place < torch.tensor(lengths)[:, None]).long()
+    ids = (10 * torch.arange(1, len(lengths) + 1)[:, None] + place) * mask
+    inputs = {"ids": ids, "mask": mask}
+    return Data(inputs, ids, first + torch.arange(len(lengths)), name=name)
+
+
+@pytest.fixture
+def writing_task() -> Callable[..., Task]:
+    """Makes a task to write the numbers of each source in words, with these test sources.
+
+    The loss is the mean absolute error of numbers, padding among them.
+    """
+
+    def make(lengths: Sequence[int] = (6, 4, 5), **options: Any) -> Task:
+        train = numbers_to_write([4, 5, 4, 6], "train", 0)
+        meta, test = numbers_to_write([5, 4], "meta", 10), numbers_to_write(lengths, "test", 20)
+        sources = [f"source {row}" for row in range(len(lengths))]
+        writing = Writing(say, sources, [[text] for text in say(test.target)], **options)
+        return Task(
+            "numbers",
+            "made",
+            train,
+            meta,
+            test,
+            classes=0,
+            groups={},
+            high=(),
+            sparsity=0.5,
+            loss=lambda output, target: (output - target).abs().mean(1),
+            writing=writing,
+        )
+
+    return make

@@ -59,3 +59,8 @@ def test_as_many_folds_as_the_smallest_class_has_points_at_most(folds):
 def test_a_class_with_a_single_point_cannot_be_split():
     with pytest.raises(InputError, match=r"1 point of class 7, folds need at least 2 of every"):
         fold_rows(torch.tensor([0, 0, 7, 0]), 2, seed=0)
+
+
+def test_a_task_of_texts_has_no_folds(writing_task):
+    with pytest.raises(InputError, match=r"task numbers writes texts: .* split=validation"):
+        held_out(writing_task(), "1/2", 0)

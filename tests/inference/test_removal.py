@@ -89,6 +89,17 @@ def test_other_steps_or_weights_are_trained_beside_what_is_there(folder):
     assert len(list((folder / "removal").iterdir())) == 2 * 3 + 1
 
 
+def test_a_task_of_texts_is_refused_with_what_to_do_instead(
+    folder, writing_task, monkeypatch, capsys
+):
+    monkeypatch.setattr("inference.removal.load_task", lambda config: writing_task())
+    with pytest.raises(SystemExit) as stopped:
+        main([str(folder)])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and "task numbers writes texts: compare runs with" in said
+    assert not (folder / "removal.csv").exists()
+
+
 def test_wrong_input_ends_with_two_and_says_why(folder, finished, tmp_path, capsys):
     def refused(path, *options):
         with pytest.raises(SystemExit) as end:

@@ -12,6 +12,7 @@ import yaml
 from bads_ppl import plots
 from bads_ppl.errors import InputError
 from inference import report
+from inference.extremes import write_samples
 from inference.report import main, make_sections, render, write_report
 from inference.runs import find_runs
 
@@ -180,6 +181,77 @@ class TestPage:
         write_run(tmp_path, test={"bleu": 31.25, "count": 100})
         text = text_of(render(find_runs(tmp_path)))
         assert "test bleu" in text and "31.2" in text
+
+
+class TestTextsWritten:
+    SAMPLES = (
+        {"source": "A | b | C", "written": "A is C.", "reference": "The b of A is C."},
+        {"source": "José | b | 1,5", "written": "", "reference": 'He said "no",\r\nor so'},
+        {"source": "<i>D</i>", "written": "<script>alert(1)</script>", "reference": "nan"},
+    )
+
+    def test_what_a_run_wrote_is_read_as_it_was(self, tmp_path):
+        write_samples(write_run(tmp_path), self.SAMPLES)
+        (run,) = find_runs(tmp_path)
+        assert run.samples == list(self.SAMPLES) and run.problems == []
+
+    def test_what_a_run_wrote_is_on_the_page_and_never_as_markup(self, tmp_path):
+        write_samples(write_run(tmp_path), self.SAMPLES)
+        page = render(find_runs(tmp_path))
+        assert "&lt;script&gt;alert(1)" in page and "<script" not in page and "<i>" not in page
+        text = text_of(page)
+        assert "Texts that it wrote source written a reference A | b | C A is C. The b of A" in text
+
+    def test_a_run_that_wrote_nothing_has_no_place_for_it(self, tmp_path):
+        write_run(tmp_path)
+        (run,) = find_runs(tmp_path)
+        assert run.samples == [] and run.problems == []
+        assert "Texts that it wrote" not in render([run])
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"source,written\nA,B\n",
+            b"source,written,reference\nA,B,C\nD,E",  # the end of it is lost
+            b"source,written,reference\nA,B,C,D\n",
+            b"source,written,reference\n\xff\xfe,B,C\n",
+            b"source,written,reference\n" + b"A" * 200_000 + b",B,C\n",
+        ],
+    )
+    def test_a_damaged_file_is_named_and_the_run_counts(self, tmp_path, content):
+        folder = write_run(tmp_path)
+        (folder / "written.csv").write_bytes(content)
+        (run,) = find_runs(tmp_path)
+        assert run.samples == [] and "written.csv is damaged" in run.problems[0]
+        text = text_of(render([run]))
+        assert "written.csv is damaged" in text and "1 finished run" in text
+
+    def test_train_texts_whose_end_is_lost_are_named_and_the_run_counts(self, tmp_path):
+        folder, head = write_run(tmp_path), "end,id,mean,sd,text\nlowest,7,0.1,0.2"
+        for rest, named in ((",a", False), ("", True), (",a\nhighest,3,0.", True)):
+            (folder / "texts.csv").write_text(head + rest)
+            (run,) = find_runs(tmp_path)
+            text = text_of(render([run]))
+            assert ("texts.csv is damaged" in text) == named and "1 finished run" in text
+            assert ("Texts with the lowest weights" in text) != named
+            assert "Texts with the highest weights" not in text
+
+    def test_train_texts_without_labels_have_no_column_for_them(self, tmp_path):
+        folder = write_run(tmp_path)
+        rows = "lowest,7,0.1,0.2,a bad text\nhighest,3,0.9,0.1,a good text\n"
+        (folder / "texts.csv").write_text("end,id,mean,sd,text\n" + rows)
+        text = text_of(render(find_runs(tmp_path)))
+        assert "mean w sd id text 0.100 0.200 7 a bad text" in text
+        (folder / "texts.csv").write_text("end,id,label,mean,sd,text\nlowest,7,old,0.1,0.2,a\n")
+        assert "mean w sd label id text 0.100 0.200 old 7 a" in text_of(render(find_runs(tmp_path)))
+
+    def test_a_task_s_own_words_say_what_weights_should_find(self, tmp_path):
+        right = {"what": "text fits its data", "auc": 0.75, "average_precision": 0.5}
+        write_run(tmp_path, right=right)
+        assert "AUC of w: text fits its data" in text_of(render(find_runs(tmp_path)))
+        del right["what"]  # a run from before tasks had them
+        write_run(tmp_path / "old", right=right)
+        assert "AUC of w: label is right" in text_of(render(find_runs(tmp_path / "old")))
 
 
 class TestTrouble:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bads_ppl.errors import InputError
-from bads_ppl.program import capture_features, last_linear
+from bads_ppl.program import capture_features, embedding_layer
 from models.lenet5 import LeNet5
 from models.resnet import ResNet
 
@@ -23,7 +23,7 @@ def test_lenet5_has_the_parameters_of_the_original():
 def test_a_narrower_lenet5_has_fewer_parameters_and_the_same_shapes():
     narrow = LeNet5(10, width=3)
     assert narrow(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
-    assert last_linear(narrow).in_features == 42
+    assert embedding_layer(narrow).in_features == 42
     assert sum(p.numel() for p in narrow.parameters()) < 61_706 / 3
     with pytest.raises(InputError, match="width must be at least 1 channel, got 0"):
         LeNet5(10, width=0)
@@ -72,7 +72,7 @@ def test_every_parameter_gets_a_gradient(make, shape, width):
 def test_its_embedding_is_the_input_of_the_head(make, shape, width):
     network = make()
     images = torch.randn(4, *shape)
-    assert last_linear(network) is network.head
+    assert embedding_layer(network) is network.head
     with capture_features(network) as kept:
         logits = network(images)
     assert kept[0].shape == (4, width) and not kept[0].requires_grad

@@ -115,11 +115,11 @@ def test_a_row_s_loss_and_embedding_are_those_that_it_has_alone(kind, tokens, re
         "labels": functional.pad(tokens["labels"], (0, 4), value=IGNORED),
     }
     spoilt = wider | {"ids": torch.where(wider["mask"] == 1, wider["ids"], 13)}
-    with torch.no_grad(), capture_features(network, network.embedding) as kept:
+    with torch.no_grad(), capture_features(network, network.embedding_layer) as kept:
         together, output, garbage = network(tokens), network(wider), network(spoilt)
     assert output.shape == wider["labels"].shape and torch.equal(output, garbage)
     assert torch.allclose(output[:, :-4], together, atol=1e-6)
-    assert kept[0].shape == (7, network.embedding.in_features)
+    assert kept[0].shape == (7, network.embedding_layer.in_features)
     assert torch.allclose(kept[0], kept[1], atol=1e-5) and torch.equal(kept[1], kept[2])
     means, sums = (loss(output, wider["labels"]) for loss in (token_loss, sequence_loss))
     start = network.model.config.decoder_start_token_id
@@ -188,7 +188,7 @@ def test_gradients_in_pieces_and_computed_again_are_those_of_the_whole_batch(
     network.model.register_forward_pre_hook(
         lambda _, args, named: sizes.append(len(named["input_ids"])), with_kwargs=True
     )
-    with capture_features(network, network.embedding) as kept:
+    with capture_features(network, network.embedding_layer) as kept:
         found = gradients(network, tokens)
     assert_close(found, wanted)
     assert [len(states) for states in kept] == [7]  # not again in the backward pass
@@ -214,7 +214,7 @@ def steps(folder, tokens, model, weights, **options) -> tuple[list[float], dict]
         SparsityPrior(0.5, scale=1e2),
         loss=token_loss,
         prior=NormalPrior(1.0),
-        head=network.embedding,
+        head=network.embedding_layer,
     )
     kernel = SGLD(
         bind(model, parts),
