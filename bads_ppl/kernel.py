@@ -71,7 +71,7 @@ class MinibatchKernel(MCMCKernel):
         minibatches: "uniform", or "importance": half of the train rows are drawn in proportion to
             w, with the unbiased correction.
         bucket: batches that are cut together from rows in the order of length, where a set has
-            lengths and its minibatches are uniform (`UniformMinibatches`); 1: none.
+            lengths and its minibatches are uniform (`UniformMinibatches`); None: none.
         local_steps: steps that the batch's rows of local sites take per step of the networks: all
             but the last come first, given the networks' outputs, then all groups move together.
             Rows are visited rarely, and this lets them use a visit in full; each step is one of
@@ -98,7 +98,7 @@ class MinibatchKernel(MCMCKernel):
         train_batch: int | None = None,
         meta_batch: int | None = None,
         minibatches: Literal["uniform", "importance"] = "uniform",
-        bucket: int = 1,
+        bucket: int | None = None,
         local_steps: int = 1,
         target_acceptance: float | None = None,
         thinning: int = 1,
@@ -113,7 +113,7 @@ class MinibatchKernel(MCMCKernel):
                 raise InputError(f"clip must be a positive number, or None for none, got {bound}")
         if minibatches not in ("uniform", "importance"):
             raise InputError(f"minibatches must be 'uniform' or 'importance', got {minibatches!r}")
-        if bucket < 1:
+        if bucket is not None and bucket < 1:
             raise InputError(f"bucket must be at least 1 batch, got {bucket}")
         if local_steps < 1:
             raise InputError(f"local_steps must be at least 1 step per visit, got {local_steps}")
@@ -131,7 +131,7 @@ class MinibatchKernel(MCMCKernel):
         self.train_batch = train_batch
         self.meta_batch = meta_batch
         self.minibatches = minibatches
-        self.bucket = bucket
+        self.bucket = bucket or 1
         self.local_steps = local_steps
         self.target_acceptance = target_acceptance
         self.thinning = thinning
