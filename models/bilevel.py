@@ -107,7 +107,7 @@ def hypergradient(
     slope = _gradient(lambda values: share @ train_losses(values) + rest(values), theta)
     ahead = {name: value - rate * slope[name] for name, value in theta.items()}
     upper = _gradient(meta_loss, ahead)
-    with forward_ad.dual_level():
+    with torch.no_grad(), forward_ad.dual_level():  # nothing is kept for a backward pass
         duals = {name: forward_ad.make_dual(value, upper[name]) for name, value in theta.items()}
         along = forward_ad.unpack_dual(train_losses(duals)).tangent
     assert along is not None
