@@ -69,7 +69,7 @@ METHODS = {
         Method("bads_joint", ("method=bads", "model=joint", "impact.weight=20"), 1.2, True),
         # All of the paper's own settings, which need its number of steps.
         Method("bads_paper", ("method=bads", PRESET), 1.2, True, sizes=("paper",)),
-        Method("blo", ("method=blo",), 2.6, True),
+        Method("blo", ("method=blo",), 3.0, True),
         Method("mixing", ("method=mixing",)),
         Method("meta_only", ("method=meta_only",), 0.8),
         Method("random_select", ("method=random_select",)),
