@@ -137,6 +137,7 @@ def _domains(
         split: Counter(one.domain for one in found.entries if one.split == split)
         for split in ("train", "dev", "test")
     }
+    _check_known(train, targets, counts)
     if kind == "controlled":
         return _checked(*_controlled(counts["train"], train, targets, close), counts)
     if kind != "full":
@@ -175,22 +176,30 @@ def _controlled(
     return train, targets, near
 
 
+def _check_known(
+    train: Sequence[str], targets: Sequence[str], counts: dict[str, Counter[str]]
+) -> None:
+    for knob, names, split in (
+        ("train_domains", train, "train"),
+        ("target_domains", targets, "test"),
+    ):
+        missing = [name for name in names if name not in counts[split]]
+        if missing:
+            raise InputError(
+                f"{knob} must name domains of the {split} split, got "
+                f"{', '.join(map(repr, missing))}: there are {_listed(counts[split])}"
+            )
+
+
 def _checked(
     train: Sequence[str],
     targets: Sequence[str],
     close: str | None,
     counts: dict[str, Counter[str]],
 ) -> tuple[list[str], list[str], str | None]:
-    for knob, names, split in (
-        ("train_domains", train, "train"),
-        ("target_domains", targets, "test"),
-    ):
-        missing = [name for name in names if name not in counts[split]]
-        if missing or not names:
-            raise InputError(
-                f"{knob} must name domains of the {split} split, got "
-                f"{', '.join(map(repr, missing)) or 'none'}: there are {_listed(counts[split])}"
-            )
+    _check_known(train, targets, counts)
+    if not train:
+        raise InputError("there is no train domain beside the targets: name some, train_domains")
     both = sorted(set(train) & set(targets))
     if both:
         raise InputError(
