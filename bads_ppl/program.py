@@ -189,13 +189,14 @@ def capture_features(network: nn.Module, head: nn.Module | None = None) -> Itera
 def embedding_layer(network: nn.Module) -> Any:
     """The layer whose input (B, D) is taken as the top-layer embedding; its `in_features` is D.
 
-    It is the module that the network calls `embedding_layer`, or else its last nn.Linear.
+    It is the module that the network calls `embedding_layer`, if that has `in_features`, or else
+    its last nn.Linear.
 
     Raises:
         InputError: if there is neither.
     """
     own = getattr(network, "embedding_layer", None)
-    if isinstance(own, nn.Module):
+    if isinstance(own, nn.Module) and isinstance(getattr(own, "in_features", None), int):
         return own
     layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
     if not layers:

@@ -118,7 +118,7 @@ class Snapshots:
             network: a network of the run's shape; its parameters are overwritten.
             weights: a weight network of the run's shape; likewise.
             data: points to weigh, with their labels where the weight network uses them.
-            head: the layer whose input is the embedding; default the last nn.Linear.
+            head: the layer whose input is the embedding; default `embedding_layer(network)`.
         """
         draws = []
         for _ in self._each(theta=network, phi=weights):

@@ -147,7 +147,7 @@ class Named(nn.Module):
 
 
 def test_the_embedding_layer_is_the_one_of_that_name():
-    network, x = Named(nn.Identity()), torch.ones(2, 3)
+    network, x = Named(nn.Linear(5, 5)), torch.ones(2, 3)
     assert embedding_layer(network) is network.embedding_layer
     with capture_features(network) as kept:
         network(x)
@@ -157,8 +157,9 @@ def test_the_embedding_layer_is_the_one_of_that_name():
 def test_the_embedding_layer_is_else_the_last_linear_one():
     network = body()
     assert embedding_layer(network) is network[2]
-    other = Named(torch.tanh)  # no module
-    assert embedding_layer(other) is other.last
+    for layer in (torch.tanh, nn.Embedding(4, 5)):  # no module, and one that embeds ids
+        other = Named(layer)
+        assert embedding_layer(other) is other.last
 
 
 @pytest.mark.parametrize("network", [nn.Sequential(nn.Flatten()), nn.Identity()])
