@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bads_ppl.data import Batch
 from bads_ppl.errors import InputError
@@ -107,11 +108,11 @@ def hypergradient(
     slope = _gradient(lambda values: share @ train_losses(values) + rest(values), theta)
     ahead = {name: value - rate * slope[name] for name, value in theta.items()}
     upper = _gradient(meta_loss, ahead)
-    with torch.no_grad(), forward_ad.dual_level():  # nothing is kept for a backward pass
+    # Nothing is kept for a backward pass; fused attention has no forward mode.
+    with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
         duals = {name: forward_ad.make_dual(value, upper[name]) for name, value in theta.items()}
         along = forward_ad.unpack_dual(train_losses(duals)).tangent
-    assert along is not None
-    return -rate * along
+    return torch.zeros_like(share) if along is None else -rate * along
 
 
 def _gradient(function: Callable[[Values], Tensor], theta: Values) -> Values:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.nn import functional
 
 from bads_ppl.data import Data
 from bads_ppl.errors import InputError
@@ -164,3 +165,40 @@ def test_its_path_is_called_no_posterior():
 def test_a_rate_that_takes_no_step_is_refused():
     with pytest.raises(InputError, match=r"rate .* must be positive, got 0"):
         kernel(blobs(12, 1), rate=0.0)
+
+
+class Attending(nn.Module):
+    """One fused attention over the two coordinates of a point."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(4)
+            self.up, self.out = nn.Linear(1, 8), nn.Linear(16, 2)
+
+    def forward(self, x):
+        tokens = self.up(x[:, None, :, None])  # (B, one head, two tokens, 8)
+        mixed = functional.scaled_dot_product_attention(tokens, tokens, tokens)
+        return self.out(mixed.flatten(1))
+
+
+def test_a_network_with_fused_attention_has_a_hypergradient_too():
+    net = Attending()
+    made = kernel(blobs(20, 1), net=net)
+    before = made.site_values().clone()
+    for _ in range(3):
+        made.step()
+    assert made.site_values().isfinite().all() and not made.site_values().equal(before)
+
+
+def test_losses_that_do_not_depend_on_theta_have_no_hypergradient():
+    share, theta = torch.ones(3), {"a": torch.ones(2)}
+    found = hypergradient(
+        lambda values: torch.ones(3),
+        lambda values: values["a"].sum(),
+        lambda values: (values["a"] ** 2).sum(),
+        theta,
+        share,
+        0.1,
+    )
+    assert found.tolist() == [0.0, 0.0, 0.0]
