@@ -50,6 +50,20 @@ def fold_rows(target: Tensor, folds: int, seed: int) -> list[Tensor]:
     return [torch.from_numpy(rows) for _, rows in split.split(labels, labels)]
 
 
+def meta_folds(task: Task, folds: int, seed: int) -> list[Tensor]:
+    """`fold_rows` of a task's meta set.
+
+    Raises:
+        InputError: likewise, and for tasks that write texts.
+    """
+    if not task.classes:
+        raise InputError(
+            f"folds of the meta set are for tasks with classes, and task {task.name} writes texts: "
+            "compare runs on split=validation"
+        )
+    return fold_rows(task.meta.target, folds, seed)
+
+
 def held_out(task: Task, fold: str, seed: int) -> Task:
     """The task with one fold of its meta points to score on, in place of the test set.
 
@@ -64,13 +78,8 @@ def held_out(task: Task, fold: str, seed: int) -> Task:
     match = re.fullmatch(r"(\d+)/(\d+)", fold)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise InputError(f"fold must be k/K with k from 1 to K, such as 1/2, got {fold!r}")
-    if not task.classes:
-        raise InputError(
-            f"folds of the meta set are for tasks with classes, and task {task.name} writes texts: "
-            "leave out fold, and compare runs on split=validation"
-        )
     number, folds = int(match[1]), int(match[2])
-    rows = fold_rows(task.meta.target, folds, seed)[number - 1]
+    rows = meta_folds(task, folds, seed)[number - 1]
     rest = torch.ones(len(task.meta), dtype=torch.bool)
     rest[rows] = False
     return replace(

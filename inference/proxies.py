@@ -113,6 +113,7 @@ class Proxies:
             "options": options,
             "on": on,
             "start": None if start is None else start.about,
+            **({"task": dict(self.task.depends)} if self.task.depends else {}),
         }
         sets = [fingerprint(one, inputs=None) for one in (train, meta)]
         whole = {**about, "seed": self.seed, "sets": sets}

@@ -30,7 +30,7 @@ from bads_ppl.errors import Diverged, InputError, Unstable
 from inference.evaluation import accuracy, predictive
 from inference.experiment import Experiment, check_settings, load_task, prepare, sample
 from inference.folder import Choices
-from inference.folds import fold_rows, held_out
+from inference.folds import held_out, meta_folds
 from inference.outcome import versions
 from inference.recommendation import Recommendation, Scores
 from inference.run import compose_run, exit_codes
@@ -166,7 +166,7 @@ def recommend(
         raise InputError(f"fold is what is compared over, got {base.fold}: give folds with --folds")
     check_settings(base)
     task = load_task(base)
-    rows = fold_rows(task.meta.target, folds, base.seed)
+    rows = meta_folds(task, folds, base.seed)
     label = base.task.label + ("" if base.split == "test" else f"-{base.split}")
     root = Path(base.run_dir or f"runs/{label}-recommend/seed{base.seed}")
     experiments: dict[str, list[Experiment]] = {}

@@ -52,6 +52,8 @@ class Task:
         network: what a backbone must know beside the number of classes.
         writing: how texts are written for the test points and scored; None where points are
             classified.
+        depends: JSON-able: what networks depend on beside the points and the options of their
+            backbone, such as a pretrained model's files; part of the key of proxies.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Task:
     loss: Loss = cross_entropy
     network: Mapping[str, Any] = field(default_factory=dict)
     writing: Writing | None = None
+    depends: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_disjoint(self.train, self.meta)

@@ -237,6 +237,7 @@ def _of_texts(sets: Sets, encoding: Encoding) -> Task:
             "cut": cut,
             "sizes": {name: len(part) for name, part in parts.items()},
         },
+        depends={} if encoding.tune == "frozen" else {"encoder": encoding.version},
     )
 
 

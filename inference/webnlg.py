@@ -113,6 +113,7 @@ def webnlg(
     test = [(one, one.references[0]) for one in getattr(splits, split)]
     texts = [text for entry, said in train + meta for text in (linearise(entry.triples), said)]
     folder, pretrained, notes = _model(model, texts, size, vocabulary, cache)
+    version = folder_version(folder)
     pieces = Pieces(folder, max_source, max_target)
     train, told = _fitting("train", train, pieces, long)
     meta, told_meta = _fitting("meta", meta, pieces, long)
@@ -150,13 +151,14 @@ def webnlg(
         facts={
             "model": str(model or "auto"),
             "pretrained": pretrained,
-            "model_version": folder_version(folder),
+            "model_version": version,
             "kind": kind,
             "sizes": {name: len(one) for name, one in sets.items()},
         },
         loss=LOSSES[loss],
         network={"folder": str(folder), "pretrained": pretrained},
         writing=writing,
+        depends={"model": version, "pretrained": pretrained, "loss": loss},
     )
 
 
@@ -178,14 +180,15 @@ def _model(
     """The model's folder, whether it has weights, and what the reader must know."""
     if name not in (None, "built"):
         return find_model(str(name)), True, ()
+    why = ""
     if name is None:
         try:
             return find_model(T5_SMALL), True, ()
-        except InputError:
-            pass
+        except InputError as error:
+            why = f"; {error}"
     note = (
         f"the network is a T5 of size {size} without pretraining: what it writes cannot be "
-        "compared with a pretrained one's (task.model names one)"
+        f"compared with a pretrained one's (task.model names one){why}"
     )
     return build_folder(cache, texts, size, vocabulary), False, (note,)
 

@@ -141,14 +141,16 @@ def _domains(
     if kind == "controlled":
         return _checked(*_controlled(counts["train"], train, targets, close), counts)
     if kind != "full":
-        raise InputError(f"kind must be full or controlled, got {kind!r}")
+        raise InputError(f"task.kind must be full or controlled, got {kind!r}")
     if close is not None:
-        raise InputError(f"close={close!r} goes with kind=controlled, got kind=full: leave it out")
+        raise InputError(
+            f"task.data.close={close!r} goes with task.kind=controlled, got full: leave it out"
+        )
     unseen = sorted(set(counts["test"]) - set(counts["train"]) - set(counts["dev"]))
     if not unseen and not targets:
         raise InputError(
             "kind=full tests on domains that stand in the test split alone, got none: name some "
-            f"with target_domains, of {_listed(counts['test'])}"
+            f"with task.data.target_domains, of {_listed(counts['test'])}"
         )
     targets = targets or unseen
     train = train or sorted(set(counts["train"]) - set(targets))
@@ -166,12 +168,12 @@ def _controlled(
     if near not in train:
         raise InputError(
             f"close must be one of the train domains {', '.join(train)}, got {near!r}"
-            f"{' (the default)' if close is None else ''}: name one of them with close"
+            f"{' (the default)' if close is None else ''}: name one of them with task.data.close"
         )
     if len(set(train)) < 2:
         raise InputError(
             "kind=controlled trains on a domain that is close and one that is far, got "
-            f"{', '.join(train)} alone: name both with train_domains"
+            f"{', '.join(train)} alone: name both with task.data.train_domains"
         )
     return train, targets, near
 
@@ -186,7 +188,7 @@ def _check_known(
         missing = [name for name in names if name not in counts[split]]
         if missing:
             raise InputError(
-                f"{knob} must name domains of the {split} split, got "
+                f"task.data.{knob} must name domains of the {split} split, got "
                 f"{', '.join(map(repr, missing))}: there are {_listed(counts[split])}"
             )
 
@@ -199,11 +201,13 @@ def _checked(
 ) -> tuple[list[str], list[str], str | None]:
     _check_known(train, targets, counts)
     if not train:
-        raise InputError("there is no train domain beside the targets: name some, train_domains")
+        raise InputError(
+            "there is no train domain beside the targets: name task.data.train_domains"
+        )
     both = sorted(set(train) & set(targets))
     if both:
         raise InputError(
-            f"train_domains and target_domains must have no domain in common, got "
+            f"task.data.train_domains and target_domains must have no domain in common, got "
             f"{', '.join(both)} in both: leave it out of one"
         )
     return list(dict.fromkeys(train)), list(dict.fromkeys(targets)), close
@@ -218,7 +222,7 @@ def _check_left(train: list[Entry], names: list[str]) -> None:
     if lost:
         raise InputError(
             f"all train entries of {', '.join(lost)} have the triples of an entry of the target "
-            "domains: leave these out of train_domains"
+            "domains: leave these out of task.data.train_domains"
         )
 
 
@@ -230,17 +234,17 @@ def _parted(
 ) -> tuple[list[Entry], list[Entry], list[Entry]]:
     """Validation, meta and test entries of a target domain; the first do not depend on the seed."""
     if meta < 1:
-        raise InputError(f"meta_per_domain must be at least 1, got {meta}")
+        raise InputError(f"task.meta_per_domain must be at least 1, got {meta}")
     ordered = sorted(entries, key=lambda one: sha256(one.key.encode()).digest())
     quarter = len(ordered) // 4
     if quarter < 1 or len(ordered) - quarter <= meta:
         raise InputError(
             f"target domain {domain} has {len(ordered)} entries, of which {quarter} (a quarter) "
-            f"are for validation and at least 1 is to test on, got meta_per_domain={meta}: "
+            f"are for validation and at least 1 is to test on, got task.meta_per_domain={meta}: "
             + (
                 f"take at most {len(ordered) - quarter - 1}"
                 if quarter and len(ordered) - quarter > 1
-                else "name others with target_domains, of at least 4 entries"
+                else "name others with task.data.target_domains, of at least 4 entries"
             )
         )
     rest = ordered[quarter:]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bads_ppl.errors import InputError
-from inference.folds import fold_rows, held_out
+from inference.folds import fold_rows, held_out, meta_folds
 from inference.tasks import Task, mnist10
 
 UNEVEN = torch.tensor([0] * 5 + [1] * 7 + [4] * 3)[torch.randperm(15, generator=torch.Generator())]
@@ -64,3 +64,5 @@ def test_a_class_with_a_single_point_cannot_be_split():
 def test_a_task_of_texts_has_no_folds(writing_task):
     with pytest.raises(InputError, match=r"task numbers writes texts: .* split=validation"):
         held_out(writing_task(), "1/2", 0)
+    with pytest.raises(InputError, match=r"task numbers writes texts: .* split=validation"):
+        meta_folds(writing_task(), 2, 0)

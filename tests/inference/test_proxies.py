@@ -111,6 +111,7 @@ def test_a_proxy_is_trained_once_and_shared_by_whoever_wants_the_same(tmp_path, 
     [
         {"seed": 1},
         {"task": task(seed=1)},
+        {"task": replace(task(), depends={"model": "another"})},
         {"shape": {"net": 2}},
         {"options": {"temperature": 0.1}},
         {"options": {"prior_scale": 0.3}},

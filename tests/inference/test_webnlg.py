@@ -111,6 +111,18 @@ def test_settings_are_chosen_on_other_entries_than_the_test_s(make):
     assert tested[0] != tested[1]  # the seed draws the meta entries from among them
 
 
+def test_why_the_usual_model_is_not_taken_is_told(make, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (warning,) = make(model=None).warnings[-1:]
+    assert "without pretraining" in warning and "google-t5/t5-small" in warning
+
+
+def test_networks_depend_on_the_model_and_the_loss(make):
+    """Proxies of one must not be taken for those of another."""
+    found = [make().depends, make(loss="sequence").depends, make(size="small").depends]
+    assert len({json.dumps(one) for one in found}) == 3
+
+
 def test_a_model_without_pretraining_is_told_of(make):
     (warning,) = make(source="generated", size="tiny").warnings[-1:]
     assert "without pretraining" in warning and make().network["pretrained"] is False

@@ -140,7 +140,7 @@ def test_entries_without_references_are_told():
     ("options", "message"),
     [
         ({"kind": "half"}, "kind must be full or controlled, got 'half'"),
-        ({"kind": "full", "close": "City"}, "close='City' goes with kind=controlled"),
+        ({"kind": "full", "close": "City"}, "close='City' goes with task.kind=controlled"),
         (
             {"train_domains": ["Astronaut", "Car"]},
             r"train_domains must name domains of the train split, got 'Car': there are "
@@ -158,7 +158,7 @@ def test_entries_without_references_are_told():
         ({"meta": 0}, "meta_per_domain must be at least 1, got 0"),
         (
             {"meta": 15},
-            r"Athlete has 20 entries, of which 5 .* got meta_per_domain=15: take at most 14",
+            r"Athlete has 20 entries, of which 5 .* got task.meta_per_domain=15: take at most 14",
         ),
         (
             {"kind": "full", "target_domains": ["City"], "meta": 4},
@@ -177,7 +177,7 @@ def test_data_without_targets_are_refused():
         split(data, "full")
     few = found(test={"Artist": 3})
     with pytest.raises(
-        InputError, match=r"Artist has 3 entries.*: name others with target_domains"
+        InputError, match=r"Artist has 3 entries.*: name others with task.data.target_domains"
     ):
         split(few, meta=1)
     assert len(split(found(), meta=14).test) == 1 + 2 + 3
