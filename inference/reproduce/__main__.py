@@ -14,14 +14,12 @@ import torch
 
 from bads_ppl.errors import InputError
 from bads_ppl.workers import available_cores
-from inference.cifar import load_cifar10
 from inference.reproduce.cases import METHODS, SIZES
 from inference.reproduce.jobs import Job, Place, State
 from inference.reproduce.page import OUTCOMES, Missing, folder_of, write_index, write_target
 from inference.reproduce.queue import Interrupted, duration, last_words, run_jobs
 from inference.reproduce.targets import TARGETS, Target
 from inference.run import compose_run
-from inference.sources import load_mnist
 
 DOS = ("run", "list", "draw")
 SOURCES = ("torchvision", "files", "stand-in")
@@ -223,11 +221,10 @@ def _find_data(jobs: Sequence[Job]) -> None:
     Raises:
         InputError: if they cannot be had.
     """
-    loaders = {"mnist": load_mnist, "cifar10": load_cifar10}
-    for job in {job.setting.dataset: job for job in jobs}.values():
+    for job in {job.setting.find: job for job in jobs}.values():
         if job.place.source != "stand-in":
             config, _ = compose_run(job.options(), job.name)
-            loaders[job.setting.dataset](Path(config.data.root), config.data.source)
+            job.setting.find(Path(config.data.root), config.data.source)
 
 
 def _tell(line: str) -> None:

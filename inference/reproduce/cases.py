@@ -10,7 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
+
+from inference.cifar import load_cifar10
+from inference.sources import load_mnist
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,42 @@ METHODS = {
 }
 
 
+@dataclass(frozen=True)
+class Score:
+    """What test points are scored by.
+
+    Attributes:
+        name: in results, "accuracy" say.
+        title: on figures and in tables.
+        scale: by which sentences and tables show it.
+        unit: after it, likewise.
+        difference: the unit of a difference.
+    """
+
+    name: str
+    title: str
+    scale: float
+    unit: str
+    difference: str
+
+    @property
+    def last(self) -> str:
+        """The entry of the results for the last iterate, which is the paper's final model."""
+        return f"test.{self.name}_last"
+
+    def value(self, score: float) -> str:
+        """A score as sentences show it."""
+        return f"{self.scale * score:.1f}{self.unit}"
+
+    def points(self, difference: float) -> str:
+        """A difference of two scores, likewise."""
+        return f"{self.scale * difference:+.1f}".replace("-", "−")
+
+
+ACCURACY = Score("accuracy", "test accuracy", 100.0, " %", "percentage points")
+BLEU = Score("bleu", "test BLEU", 1.0, "", "points of BLEU")
+
+
 @dataclass(frozen=True, eq=False)
 class Setting:
     """Data, network and length of the chains, by size.
@@ -89,7 +129,8 @@ class Setting:
     Attributes:
         name: in the names of folders and in claims.
         title: on figures.
-        dataset: the name that results record for the real data.
+        datasets: the names that results record for the real data.
+        find: finds, or downloads, the real data in a folder, given `data.source`.
         options: of `inference.run`, by size; the number of steps apart.
         steps: by size.
         points: N_t by size.
@@ -99,11 +140,14 @@ class Setting:
         stand_in: options that take small data which need no files in place of the real ones.
         preset: what preset=paper needs beside it on these data.
         paper_data: sizes at which data and network are the paper's, so that levels compare.
+        score: of the test points.
+        files_only: no one downloads the real data: they are the user's files.
     """
 
     name: str
     title: str
-    dataset: str
+    datasets: tuple[str, ...]
+    find: Callable[[Path, str], object]
     options: Mapping[str, tuple[str, ...]]
     steps: Mapping[str, int]
     points: Mapping[str, int]
@@ -113,6 +157,8 @@ class Setting:
     stand_in: tuple[str, ...]
     preset: tuple[str, ...] = ()
     paper_data: tuple[str, ...] = ("paper",)
+    score: Score = ACCURACY
+    files_only: bool = False
 
     @property
     def data(self) -> str:
@@ -126,7 +172,8 @@ def mnist(meta_per_class: int = 25) -> Setting:
     return Setting(
         f"mnist-{meta_per_class}",
         f"MNIST, 4 against 9, {meta_per_class} + {meta_per_class} meta",
-        "mnist",
+        ("mnist",),
+        load_mnist,
         options={
             "trial": (*task, "thinning=2", "evaluate_every=4"),
             "small": (*task, "evaluate_every=100"),
@@ -160,7 +207,8 @@ def cifar10(noise: float = 0.5, *, longer: bool = False) -> Setting:
     return Setting(
         f"cifar10-{noise:g}" + ("-long" if longer else ""),
         f"CIFAR-10, {100 * noise:g} % wrong labels",
-        "cifar10",
+        ("cifar10",),
+        load_cifar10,
         options,
         steps,
         points={"trial": 10_000, "small": 10_000, "paper": 40_000},

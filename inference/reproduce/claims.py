@@ -90,16 +90,6 @@ def all_of(*predicates: Predicate) -> Predicate:
     return lambda results: together(predicate(results) for predicate in predicates)
 
 
-def percent(share: float) -> str:
-    """A share in percent."""
-    return f"{100 * share:.1f} %"
-
-
-def points(difference: float) -> str:
-    """A difference of shares in percentage points."""
-    return f"{100 * difference:+.1f}".replace("-", "−")
-
-
 def plain(value: float) -> str:
     """A number as it is."""
     return f"{value:.2f}".replace("-", "−")
@@ -110,17 +100,25 @@ def name(key: Key) -> str:
     return " ".join(part for part in (key.method, key.variant) if part)
 
 
-def accuracy(key: Key, low: float = 0.0, high: float = 1.0) -> Predicate:
-    """The last iterate's test accuracy is from `low` to `high`."""
-    return lambda results: within(name(key), results.accuracy(key), low, high, percent)
+def score(key: Key, low: float = 0.0, high: float = math.inf) -> Predicate:
+    """The last iterate's test score (accuracy in [0, 1], BLEU in [0, 100]) is in [low, high]."""
+
+    def judge(results: Results) -> Verdict:
+        setting = results.settings.get(key.setting)
+        show = setting.score.value if setting else plain
+        return within(name(key), results.score(key), low, high, show)
+
+    return judge
 
 
 def ahead(key: Key, others: Sequence[Key], low: float = 0.0, high: float = math.inf) -> Predicate:
-    """The accuracy of `key` less that of each of the others is from `low` to `high`."""
+    """The score of `key` less that of each of the others is from `low` to `high`."""
 
     def one(other: Key, results: Results) -> Verdict:
         estimate = results.difference(key, other)
-        return within(f"{name(key)} − {name(other)}", estimate, low, high, points)
+        setting = results.settings.get(key.setting)
+        show = setting.score.points if setting else plain
+        return within(f"{name(key)} − {name(other)}", estimate, low, high, show)
 
     return lambda results: together(one(other, results) for other in others)
 
@@ -160,7 +158,8 @@ def level(setting: str, predicate: Predicate) -> Predicate:
 
     def judge(results: Results) -> Verdict:
         found = predicate(results)
-        if setting in results.paper_data:
+        there = results.settings.get(setting)
+        if there is not None and results.size in there.paper_data:
             return found
         return Verdict("cannot tell", f"takes the paper's data (size=paper); here {found.numbers}")
 

@@ -13,23 +13,26 @@ from matplotlib.ticker import NullLocator
 from bads_ppl import plots
 from inference.arms import Arm
 from inference.report_figures import draw_scores, legend_below, over_steps
+from inference.reproduce.cases import ACCURACY
 from inference.reproduce.cost import PLAIN
-from inference.reproduce.results import LAST, METRIC, Costs, Results, groups
+from inference.reproduce.results import Costs, Results, groups
 
 NOTHING = "nothing has been run yet"
 
 
 def curves(results: Results) -> Figure:
-    """Test accuracy over steps, one pair of axes per setting; the first arm on top."""
+    """Test score over steps, one pair of axes per setting; the first arm on top."""
     settings = _settings(results)
     figure, panels = plots.panels(
-        [results.titles[setting] for setting in settings] or [NOTHING],
-        "test accuracy",
+        [results.settings[setting].title for setting in settings] or [NOTHING],
+        "",
         columns=max(1, len(settings)),
         size=(5.6, 4.0),
     )
     for axes, setting in zip(panels, settings, strict=False):
-        draw_scores(axes, list(results.of(setting).values()), METRIC)
+        score = results.settings[setting].score
+        draw_scores(axes, list(results.of(setting).values()), score.name)
+        axes.set_ylabel(score.title)
     legend_below(figure, *panels, columns=2)
     return figure
 
@@ -55,7 +58,7 @@ def _titles(results: Results) -> list[str]:
     titles = []
     for key, arm in results.arms.items():
         variant = ", ".join(f"{name} {value}" for name, value in arm.variant.items())
-        below = [results.titles[key.setting].partition(",")[0]] if several else []
+        below = [results.settings[key.setting].data] if several else []
         below += [variant or "as it is"] if turned else []
         named = [arm.text("method"), *arm.kind]
         titles.append("\n".join(" · ".join(line) for line in (named, below) if line))
@@ -88,7 +91,9 @@ def over_meta_sizes(results: Results) -> Figure:
     sizes = sorted({size for arms in by_method.values() for size in arms})
     for arms in reversed(by_method.values()):  # the first on top
         one = next(iter(arms.values()))
-        found = {size: [run.number(LAST) for run in arms[size].runs] for size in sorted(arms)}
+        found = {
+            size: [run.number(ACCURACY.last) for run in arms[size].runs] for size in sorted(arms)
+        }
         low, high = ([end(values) for values in found.values()] for end in (min, max))
         mean = [sum(values) / len(values) for values in found.values()]
         axes.fill_between(list(found), low, high, color=one.colour, alpha=0.15, linewidth=0)
@@ -108,7 +113,7 @@ def costs(results: Results) -> Figure:
     """Time and memory of a step over those of plain training; bar: lowest to highest round."""
     measured = results.costs
     titles = [
-        f"{results.titles[setting]}\n{what} of a step"
+        f"{results.settings[setting].title}\n{what} of a step"
         for setting in measured
         for what in ("time", "peak memory")
     ]

@@ -48,7 +48,9 @@ class Place:
 
     def data(self, setting: Setting) -> tuple[str, ...]:
         """The options that choose the source of the data."""
-        return setting.stand_in if self.source == "stand-in" else (f"data.source={self.source}",)
+        if self.source == "stand-in":
+            return setting.stand_in
+        return (f"data.source={'files' if setting.files_only else self.source}",)
 
 
 class Job(Protocol):

@@ -58,6 +58,7 @@ def write_target(
         OSError: if a file cannot be written.
     """
     results = collect(jobs, place.size)
+    settings = {key.setting: results.settings[key.setting] for key in results.arms}
     folder = folder_of(target, place)
     folder.mkdir(parents=True, exist_ok=True)
     figure = f"{target.name}.png"
@@ -83,10 +84,9 @@ def write_target(
             verdicts=verdicts,
             missing=missing,
             commands={job.name: shlex.join(job.command(overwrite=False)[1:]) for job in jobs},
-            groups={
-                setting: _groups(results, setting)
-                for setting in dict.fromkeys(key.setting for key in results.arms)
-            },
+            groups={setting: _groups(results, setting) for setting in settings},
+            right={setting: _right(results, setting) for setting in settings},
+            differences=list(dict.fromkeys(one.score.difference for one in settings.values())),
             costs=cost_rows(results),
             contrast=any("contrast" in found.numbers for _, found in verdicts),
             flat=FLAT,
@@ -115,6 +115,12 @@ def _groups(results: Results, setting: str) -> dict[str, bool]:
     for arm in results.of(setting).values():
         found |= groups(arm)
     return found
+
+
+def _right(results: Results, setting: str) -> str:
+    """What the points are whose weights should be high, in a word or two."""
+    said = [arm.text("right.what") for arm in results.of(setting).values()]
+    return next(filter(None, said), "label is right")
 
 
 def write_index(root: Path) -> Path:

@@ -11,14 +11,10 @@ from typing import Any
 import numpy as np
 
 from inference.arms import Arm, Estimate, bounds, look, paired_difference
-from inference.reproduce.cases import METHODS, Case, Key
+from inference.reproduce.cases import METHODS, Case, Key, Setting
 from inference.reproduce.cost import PLAIN
 from inference.reproduce.jobs import CostJob, Job, RunJob
 from inference.runs import Run, read_run
-
-METRIC = "accuracy"
-LAST = "test.accuracy_last"
-"""The test accuracy of the last iterate, which is the paper's final model."""
 
 
 @dataclass(frozen=True)
@@ -58,32 +54,35 @@ class Results:
         size: a name in `cases.SIZES`.
         arms: finished runs by case, in the order of the target.
         costs: by setting.
-        titles: of the settings, by name.
-        paper_data: settings whose data and network are the paper's at this size.
+        settings: those that there is anything of, by name.
         stand_ins: names of data that are not the paper's.
     """
 
     size: str
     arms: dict[Key, Arm] = field(default_factory=dict)
     costs: dict[str, Costs] = field(default_factory=dict)
-    titles: dict[str, str] = field(default_factory=dict)
-    paper_data: set[str] = field(default_factory=set)
+    settings: dict[str, Setting] = field(default_factory=dict)
     stand_ins: set[str] = field(default_factory=set)
 
     def of(self, setting: str) -> dict[Key, Arm]:
         """The arms of one setting."""
         return {key: arm for key, arm in self.arms.items() if key.setting == setting}
 
-    def accuracy(self, key: Key) -> Estimate:
-        """Of the last iterate, in [0, 1]; count 0 without runs."""
+    def score(self, key: Key) -> Estimate:
+        """Of the last iterate, as the setting scores; count 0 without runs."""
         arm = self.arms.get(key)
-        return arm.estimate(LAST, bounds(METRIC)) if arm else Estimate.of([])
+        if arm is None:
+            return Estimate.of([])
+        score = self.settings[key.setting].score
+        return arm.estimate(score.last, bounds(score.name))
 
     def difference(self, key: Key, other: Key) -> Estimate:
-        """Accuracy of `key` minus that of `other`, paired by seed; count 0 without shared seeds."""
+        """Score of `key` minus that of `other`, paired by seed; count 0 without shared seeds."""
         arm, against = self.arms.get(key), self.arms.get(other)
-        found = paired_difference(arm, against, LAST) if arm and against else None
-        return found or Estimate.of([])
+        if arm is None or against is None:
+            return Estimate.of([])
+        score = self.settings[key.setting].score
+        return paired_difference(arm, against, score.last) or Estimate.of([])
 
     def contrast(self, key: Key) -> Estimate:
         """(high - low) / (high + low) of the mean weights by group; count 0 without runs."""
@@ -124,7 +123,7 @@ def collect(jobs: Sequence[Job], size: str) -> Results:
     for job in jobs:
         if isinstance(job, CostJob):
             results.costs[job.setting.name] = _read_costs(job)
-            results.titles[job.setting.name] = job.setting.title
+            results.settings[job.setting.name] = job.setting
             if job.place.source == "stand-in":
                 results.stand_ins |= {option.partition("=")[2] for option in job.setting.stand_in}
         elif isinstance(job, RunJob):
@@ -134,12 +133,11 @@ def collect(jobs: Sequence[Job], size: str) -> Results:
     order = list(METHODS)
     for key, (case, runs) in by_case.items():
         colour, style = look(order.index(key.method))
-        results.arms[key] = Arm(runs, METRIC, colour, style, dict(case.variant.label))
-        results.titles[key.setting] = case.setting.title
-        if size in case.setting.paper_data:
-            results.paper_data.add(key.setting)
+        name = case.setting.score.name
+        results.arms[key] = Arm(runs, name, colour, style, dict(case.variant.label))
+        results.settings[key.setting] = case.setting
         found = {str(run.value("dataset")) for run in runs}
-        results.stand_ins |= found - {case.setting.dataset}
+        results.stand_ins |= found - set(case.setting.datasets)
     return results
 
 

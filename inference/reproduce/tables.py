@@ -6,14 +6,15 @@ import pandas as pd
 
 from inference.report_figures import over_steps
 from inference.reproduce.cost import PLAIN
-from inference.reproduce.results import LAST, Results, groups
+from inference.reproduce.results import Results, groups
 
 
 def by_step(results: Results) -> pd.DataFrame:
     """A row per run and evaluation: means over chains, accuracies and weights in [0, 1]."""
     rows = []
     for key, arm in results.arms.items():
-        names = {"test_accuracy": "test.accuracy"}
+        score = results.settings[key.setting].score.name
+        names = {f"test_{score}": f"test.{score}"}
         names |= {f"mean_weight_{group}": f"groups.{group}.mean_weight" for group in groups(arm)}
         for run in arm.runs:
             found = {column: over_steps(run, name) for column, name in names.items()}
@@ -27,6 +28,7 @@ def at_the_end(results: Results) -> pd.DataFrame:
     """A row per run: what its results say, and where they are."""
     rows = []
     for key, arm in results.arms.items():
+        score = results.settings[key.setting].score
         for run in arm.runs:
             weights = {
                 f"mean_weight_{group}": run.number(f"groups.{group}.mean_weight")
@@ -38,10 +40,10 @@ def at_the_end(results: Results) -> pd.DataFrame:
                     "seed": run.value("seed"),
                     "dataset": run.value("dataset"),
                     "steps": run.value("steps"),
-                    "test_accuracy_last": run.number(LAST),
-                    "test_accuracy_averaged": run.number("test.accuracy"),
+                    f"test_{score.name}_last": run.number(score.last),
+                    f"test_{score.name}_averaged": run.number(f"test.{score.name}"),
                     **weights,
-                    "auc_right_label": run.number("right.auc"),
+                    "auc_right": run.number("right.auc"),
                     "ms_per_step": run.number("cost.ms_per_step"),
                     "run": run.name,
                 }
@@ -92,5 +94,5 @@ def cost_rows(results: Results) -> dict[str, list[dict[str, object]]]:
                     "preparation_s": found.preparation_s[method],
                 }
             )
-        tables[f"{results.titles[setting]} ({found.device})"] = rows
+        tables[f"{results.settings[setting].title} ({found.device})"] = rows
     return tables

@@ -32,7 +32,6 @@ from inference.reproduce.cases import (
 from inference.reproduce.claims import (
     Claim,
     Predicate,
-    accuracy,
     ahead,
     all_of,
     flat,
@@ -40,6 +39,7 @@ from inference.reproduce.claims import (
     level,
     memory_ratio,
     right_way,
+    score,
     time_ratio,
 )
 from inference.reproduce.jobs import CostJob, Job, Place, RunJob
@@ -120,8 +120,8 @@ def _figure_2() -> Target:
             Claim(
                 "MNIST: all methods but mixing and ClassAct end above 90 %.",
                 all_of(
-                    *(accuracy(key, low=0.9) for key in good),
-                    *(accuracy(key, high=0.9) for key in on(mnist, "mixing", "classact")),
+                    *(score(key, low=0.9) for key in good),
+                    *(score(key, high=0.9) for key in on(mnist, "mixing", "classact")),
                 ),
             ),
             Claim(
@@ -139,7 +139,7 @@ def _figure_2() -> Target:
             ),
             Claim(
                 "CIFAR-10: BLO is slow, and ends below 60 %.",
-                level(cifar, accuracy(Key(cifar, "blo"), high=0.6)),
+                level(cifar, score(Key(cifar, "blo"), high=0.6)),
             ),
         ),
         (
@@ -151,8 +151,8 @@ def _figure_2() -> Target:
 
 def _figure_3() -> Target:
     five = MNIST[5].name
-    above = [accuracy(key, low=0.9) for key in on(five, "bads", "blo")]
-    below = [accuracy(key, high=0.9) for key in on(five, *PLAIN, "cds", "classact")]
+    above = [score(key, low=0.9) for key in on(five, "bads", "blo")]
+    below = [score(key, high=0.9) for key in on(five, *PLAIN, "cds", "classact")]
     return Target(
         "fig3",
         "MNIST: curated points per class",
@@ -203,7 +203,7 @@ def _figure_5() -> Target:
                 "All methods end near 80 %.",
                 level(
                     setting,
-                    all_of(*(accuracy(key, 0.75, 0.85) for key in on(setting, "bads", *REST))),
+                    all_of(*(score(key, 0.75, 0.85) for key in on(setting, "bads", *REST))),
                 ),
                 "near: 75 to 85 %",
             ),

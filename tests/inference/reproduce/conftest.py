@@ -13,7 +13,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from inference.arms import Arm
-from inference.reproduce.cases import Case, Key
+from inference.reproduce.cases import Case, Key, cifar10, mnist
 from inference.reproduce.jobs import Place, RunJob
 from inference.reproduce.results import Results
 from inference.run import compose_run
@@ -53,7 +53,7 @@ def results() -> Callable[..., Results]:
     """Results from accuracies by seed, or from (accuracy, high, low), by key."""
 
     def make(size: str = "small", **given: Any) -> Results:
-        made = Results(size, titles={"mnist-25": "MNIST"}, paper_data={"mnist-25"})
+        made = Results(size, settings={one.name: one for one in (mnist(25), cifar10(0.5))})
         for name, values in given.items():
             method, _, variant = name.partition("__")
             runs = []

@@ -6,7 +6,6 @@ from inference.reproduce.cases import Key
 from inference.reproduce.claims import (
     Claim,
     Verdict,
-    accuracy,
     ahead,
     all_of,
     flat,
@@ -14,6 +13,7 @@ from inference.reproduce.claims import (
     level,
     memory_ratio,
     right_way,
+    score,
     time_ratio,
     together,
 )
@@ -59,10 +59,10 @@ def test_a_method_without_runs_leaves_a_sentence_open_unless_another_part_refute
     assert refuted.outcome == "disagrees"
 
 
-def test_accuracy_is_that_of_the_last_iterate(results):
+def test_the_score_is_that_of_the_last_iterate(results):
     found = results(bads=[0.895, 0.896, 0.897])  # .905 and more where averaged over draws
-    assert accuracy(BADS, low=0.9)(found).outcome == "disagrees"
-    assert accuracy(BADS, high=0.9)(found).outcome == "agrees"
+    assert score(BADS, low=0.9)(found).outcome == "disagrees"
+    assert score(BADS, high=0.9)(found).outcome == "agrees"
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_weights_are_right_flat_or_inverted(high, low, right, results):
 
 def test_a_level_takes_the_data_of_the_paper(results):
     found = results(blo=[0.5, 0.51, 0.52])
-    low = accuracy(BLO, high=0.6)
+    low = score(BLO, high=0.6)
     assert level("mnist-25", low)(found).outcome == "agrees"
     verdict = level("cifar10-0.5", low)(found)
     assert verdict.outcome == "cannot tell" and "here blo 51.0 %" in verdict.numbers

@@ -10,7 +10,7 @@ import pytest
 
 from inference.reproduce import figures
 from inference.reproduce.cases import METHODS, Case, Key, every_method, mnist, sigma
-from inference.reproduce.claims import Claim, accuracy, ahead, right_way
+from inference.reproduce.claims import Claim, ahead, right_way, score
 from inference.reproduce.jobs import CostJob, Place
 from inference.reproduce.page import Missing, write_index, write_target
 from inference.reproduce.targets import Target
@@ -24,8 +24,8 @@ TARGET = Target(
     figures.curves,
     (
         Claim("BADS ends ahead of BLO.", ahead(BADS.key, [BLO.key])),
-        Claim("BLO ends above 90 %.", accuracy(BLO.key, low=0.9), "a note"),
-        Claim("CDS ends above 90 %.", accuracy(Key("mnist-25", "cds"), low=0.9)),
+        Claim("BLO ends above 90 %.", score(BLO.key, low=0.9), "a note"),
+        Claim("CDS ends above 90 %.", score(Key("mnist-25", "cds"), low=0.9)),
     ),
     ("A sentence on what differs.",),
 )

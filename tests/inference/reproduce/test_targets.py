@@ -30,9 +30,9 @@ def test_all_options_that_targets_declare_compose(tmp_path):
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 def test_claims_are_about_cases_of_their_target(target, results):
     keys = [case.key for case in target.cases]
-    settings = {key.setting for key in keys}
+    settings = {case.setting.name: case.setting for case in target.cases}
     keys += [Key(setting, method) for setting in settings for method in NOT_YET]
-    made = Results("paper", paper_data=settings)
+    made = Results("paper", settings=settings)
     some = results(bads=[0.9, 0.8, 0.7]).arms.popitem()[1]
     made.arms = dict.fromkeys(keys, some)
     made.costs = {
@@ -49,7 +49,7 @@ def test_claims_are_about_cases_of_their_target(target, results):
     for claim in target.claims:
         numbers = claim.judge(made).numbers
         assert "no runs" not in numbers and "not measured" not in numbers, claim.sentence
-        nothing = claim.judge(Results("paper", paper_data=settings))
+        nothing = claim.judge(Results("paper", settings=settings))
         assert nothing.outcome == "cannot tell", claim.sentence
 
 
