@@ -53,7 +53,7 @@ class ImpactOptions:
 
 @dataclass
 class ProxyOptions:
-    """How a proxy network is trained, where a method has one."""
+    """How a proxy network is trained, where a method has one; also `inference.fitting`."""
 
     steps: int = 1500
     learning_rate: float = 0.1
@@ -63,6 +63,9 @@ class ProxyOptions:
     train_batch: int = 100
     meta_batch: int = 50
     backbone: Any = None
+    preconditioned: bool | None = None
+    schedule: str | None = None
+    bucket: int | None = None
 
 
 @dataclass

@@ -1,16 +1,14 @@
 """Proxy networks: trained once on a task's sets, kept in a cache, and asked about its points.
 
-A proxy is the joint program with fixed weights under the same kernel and chains as everything else,
-at temperature 0 unless told otherwise: a point estimate. Its folder in the cache is named by a hash
-of all that it depends on, so that runs which want the same proxy share it, and one that was stopped
-goes on from its checkpoint.
+A proxy is a point estimate (`inference.fitting`). Its folder in the cache is named by a hash of all
+that it depends on, so that runs which want the same proxy share it, and one that was stopped goes
+on from its checkpoint.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,22 +17,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from bads_ppl.chains import CHECKPOINT, fingerprint, run_chains
-from bads_ppl.checks import check_network
+from bads_ppl.chains import fingerprint
 from bads_ppl.data import Data
-from bads_ppl.errors import InputError
-from bads_ppl.kernel import MinibatchKernel
 from bads_ppl.losses import Loss
-from bads_ppl.monitors import ThetaMonitor
-from bads_ppl.plan import Plan
-from bads_ppl.priors import NormalPrior, default_scale
-from bads_ppl.program import Parts, bind, capture_features
-from bads_ppl.sgld import SGLD
-from bads_ppl.weights import FixedWeights
+from bads_ppl.program import capture_features
+from inference.fitting import fit, fitted
 from inference.options import ProxyOptions
-from inference.scores import Points, content_key, locked, score_table
+from inference.scores import Points, content_key, score_table
 from inference.tasks import Task
-from models.joint import joint
 
 On = Literal["train", "meta", "both"]
 """What a proxy is trained on: D_t, D_m, or the two together, every point once."""
@@ -94,77 +84,49 @@ class Proxies:
             Diverged: if its step size is too large.
             Stopped: after SIGINT or SIGTERM, with a checkpoint to go on from.
         """
-        options = dataclasses.asdict(self.options)
-        return self._train(on, on, options, None)
+        return self._train(on, on, self.options, None)
 
     def tuned(self, proxy: Proxy, *, steps: int, learning_rate: float) -> Proxy:
         """A proxy that starts at another one and is trained on the meta set; raises likewise."""
-        changed = {"steps": steps, "learning_rate": learning_rate}
-        return self._train("tuned", "meta", dataclasses.asdict(self.options) | changed, proxy)
+        options = dataclasses.replace(self.options, steps=steps, learning_rate=learning_rate)
+        return self._train("tuned", "meta", options, proxy)
 
-    def _train(self, name: str, on: On, options: dict[str, Any], start: Proxy | None) -> Proxy:
+    def _train(self, name: str, on: On, options: ProxyOptions, start: Proxy | None) -> Proxy:
         train, meta = self._sets
-        weights = torch.ones(len(train), device=self.device)
-        if on != "both":  # the set is observed; of train one point with weight 0 is left
-            meta = train if on == "train" else meta
-            train, weights = train.subset(torch.tensor([0])), weights[:1] * 0
         about = {
             "network": dict(self.shape),
-            "options": options,
+            "options": {k: v for k, v in dataclasses.asdict(options).items() if v is not None},
             "on": on,
             "start": None if start is None else start.about,
             **({"task": dict(self.task.depends)} if self.task.depends else {}),
         }
-        sets = [fingerprint(one, inputs=None) for one in (train, meta)]
+        data, also = (train if on == "train" else meta), (train if on == "both" else None)
+        sets = [fingerprint(one, inputs=None) for one in (data, also) if one is not None]
         whole = {**about, "seed": self.seed, "sets": sets}
-        points = float(weights.sum()) + len(meta)
-        scale = options["prior_scale"]
-        prior = NormalPrior(default_scale(points) if scale is None else scale)
 
-        def make(chain: int, generator: torch.Generator) -> tuple[MinibatchKernel, ThetaMonitor]:
-            network = self.network()
+        def network() -> nn.Module:
+            made = self.network()
             if start is not None:
-                network.load_state_dict(start.network.state_dict())
-            check_network(network, self.task.loss, train, meta)
-            parts = Parts(network, FixedWeights(weights), loss=self.task.loss, prior=prior)
-            kernel = SGLD(
-                bind(joint, parts),
-                step_size={"theta": 2 * options["learning_rate"] / points},
-                temperature=options["temperature"],
-                clip=options["clip"],
-                train_batch=min(options["train_batch"], len(train)),
-                meta_batch=min(
-                    options["train_batch" if on == "train" else "meta_batch"], len(meta)
-                ),
-                generator=generator,
-            )
-            return kernel, ThetaMonitor(network, self.task.loss, train, meta, density=False)
+                made.load_state_dict(start.network.state_dict())
+            return made
 
-        steps = options["steps"]
-        folder = self.cache / f"proxy-{name}-{content_key(whole)}"
-        with locked(folder), _with_remedy(folder):
-            (chain,) = run_chains(
-                make,
-                train,
-                meta,
-                plan=Plan(
-                    steps,
-                    burn_in=steps - 1,
-                    thinning=1,
-                    snapshots=0,
-                    checkpoint_seconds=self.checkpoint_seconds,
-                ),
-                folder=folder,
-                chains=1,
-                seed=self.seed,
-                settings=about,
-                resume=True,
-                weights=lambda kernel: weights[:1],
-                size=1,
-            )
-        network = chain.kernel.latents.networks["theta"].module.eval()
+        chain = fit(
+            network,
+            self.task.loss,
+            data,
+            also,
+            options=options,
+            batches=(
+                options.train_batch if on == "train" else options.meta_batch,
+                options.train_batch,
+            ),
+            folder=self.cache / f"proxy-{name}-{content_key(whole)}",
+            about=about,
+            seed=self.seed,
+            checkpoint_seconds=self.checkpoint_seconds,
+        )
         self.spent.append(chain.seconds)
-        return Proxy(network, self.task.loss, whole)
+        return Proxy(fitted(chain), self.task.loss, whole)
 
     def table(
         self,
@@ -194,21 +156,6 @@ class Proxies:
             lambda rows: compute(train, rows.to(self.device)),
             about,
         )
-
-
-@contextmanager
-def _with_remedy(folder: Path) -> Iterator[None]:
-    """Says what to do about a proxy in the cache that is damaged or not the one it should be."""
-    there = (folder / "chain-0" / CHECKPOINT).exists()
-    try:
-        yield
-    except InputError as error:
-        if not there:
-            raise
-        raise InputError(
-            f"the proxy in {folder} cannot be used: {error}. Remove that folder to have it trained "
-            "anew"
-        ) from error
 
 
 @torch.no_grad()

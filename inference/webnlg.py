@@ -3,12 +3,13 @@
 A point is a set of triples with one text that says them. Train points are of some domains, meta and
 test points of others (`inference.webnlg_splits`). The network is a sequence-to-sequence model of
 `transformers`, by its id or from a local folder; where none is to be had it is a T5 without
-pretraining, with a tokenizer made of the train and meta texts.
+pretraining, with a tokenizer made of the texts at hand; where the task leaves train domains out,
+their texts are what that T5 is first trained on (`inference.pretraining`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from bads_ppl.data import Data
 from bads_ppl.errors import InputError
 from inference.embeddings import folder_version
+from inference.pretraining import pretrained_folder
 from inference.sources import SPLITS
 from inference.tasks import Task
 from inference.webnlg_entries import Entry, linearise, read_webnlg
@@ -50,6 +52,8 @@ def webnlg(
     model: str | None = None,
     size: Literal["tiny", "small"] = "tiny",
     vocabulary: int = 2000,
+    pretraining: int = 1500,
+    device: torch.device | None = None,
     max_source: int = 128,
     max_target: int = 64,
     long: Long = "cut",
@@ -74,6 +78,9 @@ def webnlg(
             None: T5-small if it can be had, else built.
         size: of a built model.
         vocabulary: most tokens of a built model.
+        pretraining: steps in which a built model learns to copy, and as many from the train domains
+            that are left out, if there are any; 0: none.
+        device: where it does; None: the CPU.
         max_source: tokens of the triples that the network is shown, the end token included.
         max_target: tokens of a text that it learns, and writes at most.
         long: what becomes of longer train and meta points; test points are cut.
@@ -111,8 +118,21 @@ def webnlg(
     train = [(entry, text) for entry in splits.train for text in entry.references]
     meta = [(entry, entry.references[0]) for entry in splits.meta]
     test = [(one, one.references[0]) for one in getattr(splits, split)]
-    texts = [text for entry, said in train + meta for text in (linearise(entry.triples), said)]
-    folder, pretrained, notes = _model(model, texts, size, vocabulary, cache)
+    others = [(entry, text) for entry in splits.others if pretraining for text in entry.references]
+
+    def built() -> tuple[Path, str]:
+        """A model of the texts at hand, and what is to be told of it."""
+        pairs = [(linearise(entry.triples), said) for entry, said in train + meta + others]
+        made = build_folder(cache, [text for pair in pairs for text in pair], size, vocabulary)
+        if not others:
+            return made, "without pretraining"
+        more = pairs[-len(others) :]
+        lengths = {"max_source": max_source, "max_target": max_target}
+        where = device or torch.device("cpu")
+        taught = pretrained_folder(made, more, steps=pretraining, device=where, **lengths)
+        return taught, f"trained on {len(more):,} texts of other domains only"
+
+    folder, pretrained, notes = _model(model, size, built)
     version = folder_version(folder)
     pieces = Pieces(folder, max_source, max_target)
     train, told = _fitting("train", train, pieces, long)
@@ -171,11 +191,7 @@ def _share(splits: Splits, close: Tensor | None) -> float:
 
 
 def _model(
-    name: str | None,
-    texts: Sequence[str],
-    size: Literal["tiny", "small"],
-    vocabulary: int,
-    cache: Path,
+    name: str | None, size: str, built: Callable[[], tuple[Path, str]]
 ) -> tuple[Path, bool, tuple[str, ...]]:
     """The model's folder, whether it has weights, and what the reader must know."""
     if name not in (None, "built"):
@@ -186,11 +202,12 @@ def _model(
             return find_model(T5_SMALL), True, ()
         except InputError as error:
             why = f"; {error}"
+    folder, trained = built()
     note = (
-        f"the network is a T5 of size {size} without pretraining: what it writes cannot be "
-        f"compared with a pretrained one's (task.model names one){why}"
+        f"the network is a T5 of size {size} {trained}: what it writes cannot be compared with a "
+        f"pretrained one's (task.model names one){why}"
     )
-    return build_folder(cache, texts, size, vocabulary), False, (note,)
+    return folder, any(folder.glob("*.safetensors")), (note,)
 
 
 Point = tuple[Entry, str]

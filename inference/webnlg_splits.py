@@ -32,6 +32,7 @@ class Splits:
 
     Attributes:
         train: entries to weight, in the order of the source.
+        others: entries of the train split whose domains are neither trained on nor targets.
         meta: checked entries, by target domain.
         validation: entries to choose settings on, by target domain.
         test: entries to report on, by target domain.
@@ -41,6 +42,7 @@ class Splits:
     """
 
     train: list[Entry]
+    others: list[Entry]
     meta: list[Entry]
     validation: list[Entry]
     test: list[Entry]
@@ -94,8 +96,12 @@ def splits_of(
         parts = _parted(fresh, domain, seed, meta_per_domain)
         for whole, part in zip((validation, meta, test), parts, strict=True):
             whole.extend(part)
-    chosen = [one for one in found.entries if one.split == "train" and one.domain in train_names]
-    train = [one for one in chosen if frozenset(one.triples) not in there]
+    offered = [one for one in found.entries if one.split == "train"]
+    chosen = [one for one in offered if one.domain in train_names]
+    train, others = (
+        [one for one in some if frozenset(one.triples) not in there]
+        for some in (chosen, [o for o in offered if o.domain not in (*train_names, *targets)])
+    )
     _check_left(train, train_names)
     if repeated:
         notes.append(
@@ -107,7 +113,7 @@ def splits_of(
             f"{len(chosen) - len(train)} train entries have the triples of an entry of the target "
             "domains and were left out"
         )
-    return Splits(train, meta, validation, test, close, found.name, tuple(notes))
+    return Splits(train, others, meta, validation, test, close, found.name, tuple(notes))
 
 
 def _notes(found: Found) -> list[str]:

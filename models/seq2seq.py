@@ -141,6 +141,11 @@ class Seq2Seq(nn.Module):
         embedding = states[torch.arange(len(ids), device=ids.device), last].float()
         return functional.pad(log_probs, (0, labels.shape[1] - longest)), embedding
 
+    def save(self, folder: Path) -> None:
+        """Write configuration and weights into a folder that is there, as `transformers` does."""
+        no_bars_in_logs()
+        self.model.save_pretrained(folder)
+
     @torch.no_grad()
     def generate(self, ids: Tensor, mask: Tensor, *, beams: int = 1, max_tokens: int) -> Tensor:
         """The likeliest targets (B, L) of sources (B, S), as token ids that begin with the start.

@@ -10,7 +10,8 @@ import hashlib
 import json
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +47,7 @@ class Pieces:
         start: id of the token from which the decoder starts.
         padding: id of the padding token.
         end: id of the token with which sources and targets end.
+        vocabulary: tokens that the model knows.
 
     Raises:
         InputError: if a length is below 2 or beyond the model's positions, the tokenizer cannot be
@@ -66,6 +68,7 @@ class Pieces:
         self.padding: int = self._special(folder, "padding", self._tokenizer.pad_token_id)
         self.end: int = self._special(folder, "end", self._tokenizer.eos_token_id)
         self.start: int = start_token(config, folder)
+        self.vocabulary: int = config.vocab_size
         if len(self._tokenizer) > config.vocab_size:
             raise InputError(
                 f"the tokenizer of model {folder} knows {len(self._tokenizer)} tokens and its "
@@ -222,18 +225,31 @@ def build_folder(
     if size not in SIZES:
         raise InputError(f"size of a built model must be one of {sorted(SIZES)}, got {size!r}")
     folder = cache / f"t5-{size}-{_key(texts, size, vocabulary)}"
-    if folder.is_dir():
-        return folder
-    make_folder(cache, "cache")
-    temporary = cache / f".{folder.name}.{secrets.token_hex(4)}"
+    if not folder.is_dir():
+        with new_folder(folder) as temporary:
+            train_tokenizer(texts, vocabulary, temporary)
+            _write_config(temporary, size)
+    return folder
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder, which takes the name of `folder` once the body has filled it.
+
+    Where another process has made `folder` meanwhile, that one stays.
+    """
+    make_folder(folder.parent, "cache")
+    temporary = folder.parent / f".{folder.name}.{secrets.token_hex(4)}"
     temporary.mkdir()
     try:
-        train_tokenizer(texts, vocabulary, temporary)
-        _write_config(temporary, size)
-        _take_place(temporary, folder)
+        yield temporary
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return folder
 
 
 def _key(texts: Sequence[str], size: str, vocabulary: int) -> str:
@@ -250,11 +266,3 @@ def _write_config(folder: Path, size: str) -> None:
     config = T5Config(vocab_size=tokens, dropout_rate=0.0, decoder_start_token_id=0, **SIZES[size])
     with atomic_path(folder / "config.json") as path:
         path.write_text(config.to_json_string())
-
-
-def _take_place(temporary: Path, folder: Path) -> None:
-    try:
-        temporary.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # else another run has made the same one meanwhile
-            raise

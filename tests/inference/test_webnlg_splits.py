@@ -49,6 +49,20 @@ def domains(entries: list[Entry]) -> dict[str, int]:
     return dict(Counter(one.domain for one in entries))
 
 
+def test_others_are_what_is_neither_trained_on_nor_a_target_nor_said_there():
+    data = found(
+        entry("train", "Athlete", 1),
+        entry("train", "Food", 9, "test Athlete 3"),
+    )
+    splits = split(data)
+    assert domains(splits.train) == {"Astronaut": 9, "City": 8}
+    assert domains(splits.others) == {"Food": 7}
+    assert {one.split for one in splits.others} == {"train"}
+    swapped = split(data, train_domains=["Food", "City"], close="Food")
+    assert domains(swapped.others) == {"Astronaut": 9}
+    assert split(data, "full").others == []
+
+
 def test_full_trains_on_all_seen_domains_and_tests_on_those_that_are_in_test_alone():
     splits = split(found(dev={"City": 0, "Artist": 1}), "full")
     assert domains(splits.train) == {"Astronaut": 9, "City": 8, "Food": 7}
