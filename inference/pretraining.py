@@ -31,9 +31,9 @@ KEPT = (0.3, 0.6, 0.8, 1.0)
 """Shares of the vocabulary that stand for themselves in a batch, one of them drawn each time."""
 
 OPTIONS = ProxyOptions(
-    learning_rate=20.0,
+    learning_rate=5.0,
     prior_scale=10.0,
-    clip=1.5,
+    clip=2.0,
     train_batch=40,
     preconditioned=True,
     schedule="warmdown",

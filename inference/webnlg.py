@@ -22,7 +22,7 @@ from inference.embeddings import folder_version
 from inference.pretraining import pretrained_folder
 from inference.sources import SPLITS
 from inference.tasks import Task
-from inference.webnlg_entries import Entry, linearise, read_webnlg
+from inference.webnlg_entries import Entry, find_webnlg, linearise
 from inference.webnlg_splits import Kind, Splits, generated, splits_of
 from inference.writing import Writing
 from models.pretrained import find_model
@@ -100,12 +100,7 @@ def webnlg(
     for name, value, known in (("long", long, ("cut", "drop", "refuse")), ("loss", loss, LOSSES)):
         if value not in known:
             raise InputError(f"task.data.{name} must be one of {', '.join(known)}, got {value!r}")
-    found = None if source == "generated" else read_webnlg(Path(root))
-    if found is None and source == "files":
-        raise InputError(
-            f"there is no WebNLG in {root}: put webnlg_en.jsonl.gz or the official release, as the "
-            "folder webnlg, into data.root (BADS_DATA), or take data.source=generated"
-        )
+    found = find_webnlg(Path(root), source)
     splits = splits_of(
         generated(kind) if found is None else found,
         kind,

@@ -72,6 +72,25 @@ class Found:
     lacking: int = 0
 
 
+def find_webnlg(root: Path, source: str) -> Found | None:
+    """The entries in `root`; None where the made-up set is to be taken.
+
+    Args:
+        root: as of `read_webnlg`.
+        source: "generated": the made-up set; "files": never it; "auto": where nothing is there.
+
+    Raises:
+        InputError: if there is nothing for "files", or as `read_webnlg` does.
+    """
+    found = None if source == "generated" else read_webnlg(root)
+    if found is None and source == "files":
+        raise InputError(
+            f"there is no WebNLG in {root}: put webnlg_en.jsonl.gz or the official release, as the "
+            "folder webnlg, into data.root (BADS_DATA), or take data.source=generated"
+        )
+    return found
+
+
 def read_webnlg(root: Path) -> Found | None:
     """The entries of the first source that is there.
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from inference.cifar import load_cifar10
 from inference.sources import load_mnist
+from inference.webnlg_entries import find_webnlg
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Method:
         options: of `inference.run`.
         cost: of a step, in steps of plain training; for estimates of time only.
         weighs: whether it finds weights, which figures can show.
-        proxy_steps: of networks that it trains ahead; in a trial it trains them hardly at all.
+        proxy_steps: of networks that it trains ahead, unless the setting says otherwise.
         sizes: at which it is run.
     """
 
@@ -136,11 +137,11 @@ class Setting:
         points: N_t by size.
         step_ms: of plain training on one core (for "paper": on an accelerator), by size.
         start_s: a run's seconds beside its steps (imports, data, evaluations), by size.
-        strict: sigma of (8) in points, about as small as our step of the weights can take.
         stand_in: options that take small data which need no files in place of the real ones.
         preset: what preset=paper needs beside it on these data.
         paper_data: sizes at which data and network are the paper's, so that levels compare.
         score: of the test points.
+        proxy_steps: of networks that methods train ahead, by size, where not the method's own.
         files_only: no one downloads the real data: they are the user's files.
     """
 
@@ -153,11 +154,11 @@ class Setting:
     points: Mapping[str, int]
     step_ms: Mapping[str, float]
     start_s: Mapping[str, float]
-    strict: float
     stand_in: tuple[str, ...]
     preset: tuple[str, ...] = ()
     paper_data: tuple[str, ...] = ("paper",)
     score: Score = ACCURACY
+    proxy_steps: Mapping[str, int] = field(default_factory=lambda: {"trial": 10})
     files_only: bool = False
 
     @property
@@ -183,7 +184,6 @@ def mnist(meta_per_class: int = 25) -> Setting:
         points=dict.fromkeys(SIZES, 5000),
         step_ms={"trial": 14, "small": 12, "paper": 5},
         start_s={"trial": 8, "small": 9, "paper": 30},
-        strict=0.05,
         stand_in=("data.source=digits",),
         paper_data=("small", "paper"),
     )
@@ -214,10 +214,38 @@ def cifar10(noise: float = 0.5, *, longer: bool = False) -> Setting:
         points={"trial": 10_000, "small": 10_000, "paper": 40_000},
         step_ms={"trial": 28, "small": 28, "paper": 30},
         start_s={"trial": 14, "small": 15, "paper": 60},
-        strict=0.5,
         stand_in=("data.source=shapes",),
         # The paper's beta, and its step sizes on mean losses: here 2 eta / points.
         preset=("sparsity=0.8", "method.learning_rate=1e-4", "weights.step_size=4.8e-9"),
+    )
+
+
+def webnlg(kind: str) -> Setting:
+    """Efficient learning: "full", or "controlled" with a close and a far domain."""
+    meta = {"full": 30, "controlled": 50}[kind]
+    task = ("task=webnlg", f"task.kind={kind}", f"task.meta_per_domain={meta}", "chains=1")
+    steps = {"trial": 6, "small": {"full": 1000, "controlled": 400}[kind], "paper": 40_000}
+    small = (*task, "task.model=built")
+    return Setting(
+        f"webnlg-{kind}",
+        "WebNLG, " + {"full": "seen for unseen domains", "controlled": "Astronaut and City"}[kind],
+        ("webnlg 2017", "webnlg 2020"),
+        find_webnlg,
+        options={
+            "trial": (*small, "task.data.pretraining=2", "thinning=1", "evaluate_every=3"),
+            "small": (*small, "evaluate_every=50"),
+            "paper": (*task, "evaluate_every=2000", "thinning=100"),
+        },
+        steps=steps,
+        points={"trial": 2139, "small": 2139, "paper": 2139},
+        step_ms={"trial": 200, "small": 200, "paper": 60},
+        start_s={"trial": 20, "small": 30, "paper": 300},
+        stand_in=("data.source=generated",),
+        preset=("sparsity=0.05", "method.learning_rate=3e-5"),
+        paper_data=(),
+        score=BLEU,
+        proxy_steps={"trial": 10, "small": 400},
+        files_only=True,
     )
 
 
@@ -248,12 +276,10 @@ def sigma(value: float) -> Variant:
     return Variant(f"sigma{value:g}", {"sigma": f"{value:g}"}, options)
 
 
-def strict() -> Variant:
-    """Sigma of (8) about as small as our step of the weights can take."""
-    shown = {"sigma": "strict"}
-    return Variant(
-        "strict", shown, lambda setting, size: (f"prior.sparsity_scale={setting.strict:g}",)
-    )
+def strict(points: float) -> Variant:
+    """Sigma of (8), in points, about as small as our step of the weights can take."""
+    options = (f"prior.sparsity_scale={points:g}",)
+    return Variant("strict", {"sigma": "strict"}, lambda setting, size: options)
 
 
 def beta(value: float) -> Variant:
@@ -300,20 +326,21 @@ class Case:
         """Of `inference.run`, without the seed."""
         setting = self.setting
         preset = setting.preset if PRESET in self.method.options else ()
-        hasty = size == "trial" and self.method.proxy_steps
+        proxies = setting.proxy_steps.get(size) if self.method.proxy_steps else None
         return (
             *setting.options[size],
             f"steps={setting.steps[size]}",
             *self.method.options,
             *preset,
-            *(("method.proxy.steps=10",) if hasty else ()),
+            *((f"method.proxy.steps={proxies}",) if proxies else ()),
             *self.variant.options(setting, size),
         )
 
     def seconds(self, size: str) -> float:
         """About how long a run takes on one core ("paper": on an accelerator)."""
-        setting = self.setting
-        steps = setting.steps[size] * self.method.cost + self.method.proxy_steps * (size != "trial")
+        setting, ahead = self.setting, self.method.proxy_steps
+        proxies = setting.proxy_steps.get(size, ahead) if ahead else 0
+        steps = setting.steps[size] * self.method.cost + proxies
         return setting.start_s[size] + steps * setting.step_ms[size] / 1000
 
 

@@ -140,10 +140,11 @@ def write_index(root: Path) -> Path:
     return root / PAGE
 
 
-def _number(name: str) -> tuple[str, int]:
-    """fig2 before fig13."""
-    letters = name.rstrip("0123456789")
-    return letters, int(name[len(letters) :] or 0)
+def _number(name: str) -> tuple[str, int, str]:
+    """fig2 before fig2_webnlg, and that before fig13."""
+    figure, _, data = name.partition("_")
+    letters = figure.rstrip("0123456789")
+    return letters, int(figure[len(letters) :] or 0), data
 
 
 def _render(template: str, **content: Any) -> str:
