@@ -115,7 +115,7 @@ def pretrained_folder(
 
     Args:
         built: the folder of a model without weights (`models.seq2seq_tokens.build_folder`).
-        pairs: what it learns from after it has learned to copy.
+        pairs: what it learns from after it has learned to copy; none: nothing.
         steps: of each of the two.
         max_source: longest source in tokens; what is longer is cut.
         max_target: longest target, likewise.
@@ -138,17 +138,6 @@ def pretrained_folder(
     if folder.is_dir():
         return folder
     pieces = Pieces(built, max_source, max_target)
-    sources = pieces.source([source for source, _ in pairs])
-    targets = pieces.target([target for _, target in pairs])
-    padded = pieces.pad(sources, targets)
-    said = Data(
-        padded,
-        padded["labels"],
-        name="pairs",
-        lengths=torch.tensor([len(a) + len(b) for a, b in zip(sources, targets, strict=True)]),
-        augment=Renaming(pieces.vocabulary),
-    )
-    copied = Copying(pieces.vocabulary, pieces.end).data(1000)
 
     def train(name: str, network: Callable[[], nn.Module], data: Data) -> nn.Module:
         chain = fit(
@@ -163,10 +152,27 @@ def pretrained_folder(
         )
         return fitted(chain)
 
-    copier = train("copying", lambda: Seq2Seq(built, pretrained=False).to(device), copied)
-    network = train("saying", lambda: copier.train(), said)
+    copied = Copying(pieces.vocabulary, pieces.end).data(1000)
+    network = train("copying", lambda: Seq2Seq(built, pretrained=False).to(device), copied)
+    if pairs:
+        copier = network
+        network = train("saying", lambda: copier.train(), _renamed(pieces, pairs))
     with new_folder(folder) as temporary:
         shutil.copytree(built, temporary, dirs_exist_ok=True)
         assert isinstance(network, Seq2Seq)
         network.save(temporary)
     return folder
+
+
+def _renamed(pieces: Pieces, pairs: Sequence[Pair]) -> Data:
+    """The pairs, with tokens that stand for others."""
+    sources = pieces.source([source for source, _ in pairs])
+    targets = pieces.target([target for _, target in pairs])
+    padded = pieces.pad(sources, targets)
+    return Data(
+        padded,
+        padded["labels"],
+        name="pairs",
+        lengths=torch.tensor([len(a) + len(b) for a, b in zip(sources, targets, strict=True)]),
+        augment=Renaming(pieces.vocabulary),
+    )

@@ -3,7 +3,7 @@
 A point is a set of triples with one text that says them. Train points are of some domains, meta and
 test points of others (`inference.webnlg_splits`). The network is a sequence-to-sequence model of
 `transformers`, by its id or from a local folder; where none is to be had it is a T5 without
-pretraining, with a tokenizer made of the texts at hand; where the task leaves train domains out,
+pretraining, with a tokenizer made of the train texts; where the task leaves train domains out,
 their texts are what that T5 is first trained on (`inference.pretraining`).
 """
 
@@ -52,7 +52,7 @@ def webnlg(
     model: str | None = None,
     size: Literal["tiny", "small"] = "tiny",
     vocabulary: int = 2000,
-    pretraining: int = 1500,
+    pretraining: int = 2500,
     device: torch.device | None = None,
     max_source: int = 128,
     max_target: int = 64,
@@ -79,7 +79,7 @@ def webnlg(
         size: of a built model.
         vocabulary: most tokens of a built model.
         pretraining: steps in which a built model learns to copy, and as many from the train domains
-            that are left out, if there are any; 0: none.
+            that are left out, if there are any; 0: none. Never for the made-up set.
         device: where it does; None: the CPU.
         max_source: tokens of the triples that the network is shown, the end token included.
         max_target: tokens of a text that it learns, and writes at most.
@@ -113,19 +113,20 @@ def webnlg(
     train = [(entry, text) for entry in splits.train for text in entry.references]
     meta = [(entry, entry.references[0]) for entry in splits.meta]
     test = [(one, one.references[0]) for one in getattr(splits, split)]
-    others = [(entry, text) for entry in splits.others if pretraining for text in entry.references]
+    others = [(entry, text) for entry in splits.others for text in entry.references]
 
     def built() -> tuple[Path, str]:
-        """A model of the texts at hand, and what is to be told of it."""
-        pairs = [(linearise(entry.triples), said) for entry, said in train + meta + others]
+        """A model of the texts at hand but the seed's, and what is to be told of it."""
+        pairs = [(linearise(entry.triples), said) for entry, said in train + others]
         made = build_folder(cache, [text for pair in pairs for text in pair], size, vocabulary)
-        if not others:
+        if found is None or not pretraining:
             return made, "without pretraining"
-        more = pairs[-len(others) :]
+        more = pairs[len(train) :]
         lengths = {"max_source": max_source, "max_target": max_target}
         where = device or torch.device("cpu")
         taught = pretrained_folder(made, more, steps=pretraining, device=where, **lengths)
-        return taught, f"trained on {len(more):,} texts of other domains only"
+        said = f"on {len(more):,} texts of other domains only" if more else "to copy only"
+        return taught, f"trained {said}"
 
     folder, pretrained, notes = _model(model, size, built)
     version = folder_version(folder)

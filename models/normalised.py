@@ -33,6 +33,7 @@ def normalised(
     contrast: float = 3.0,
     loss_contrast: float = 2.0,
     clip: float = 3.0,
+    centre: bool | None = None,
     prior: TotalPrior | None = None,
 ) -> None:
     """p(theta, w | D_t, D_m) as in (4) with (2) normalised.
@@ -57,6 +58,9 @@ def normalised(
             point's loss less the train set's mean loss, over the mean absolute value of that. More:
             wrong labels lose more, and points of rare classes with them. 0: no such drift.
         clip: not persistent: bound on both scaled values.
+        centre: not persistent: take the train set's mean difference away first, so that w is moved
+            by how a point differs from the others, and the total of w by its prior alone. With a
+            strict prior (8), which holds the total, that changes nothing. None: no.
         prior: of the total weight; default `parts.sparsity`.
     """
     companions: dict[str, Restart | Revert] = {
@@ -74,6 +78,8 @@ def normalised(
     auxiliary_loss = parts.loss(other(train.input), train.target)
     gain = (auxiliary_loss - forward.train_loss).detach()
     if auxiliary != "persistent":
+        if centre:
+            gain = gain - _mean_over_train_set("mean_gain", gain, train)
         size = running_mean("gain", gain.abs().mean(), window=100, kind="exponential")
         known = size > 0  # there is no scale before the companion has parted from theta
         gain = contrast * known * (gain / (size + 1e-12)).clamp(-clip, clip)
@@ -96,10 +102,10 @@ def normalised(
 def _scaled_loss(loss: Tensor, train: Batch) -> Tensor:
     """Losses (B,) less the train set's mean loss, over the mean absolute value of that."""
     loss = loss.detach()
+    apart = loss - _mean_over_train_set("mean_loss", loss, train)
+    return apart / (_mean_over_train_set("loss_spread", apart.abs(), train) + 1e-12)
 
-    def over_train_set(name: str, value: Tensor) -> Tensor:
-        mean = train.total(value) / train.size
-        return running_mean(name, mean, window=100, kind="exponential")
 
-    apart = loss - over_train_set("mean_loss", loss)
-    return apart / (over_train_set("loss_spread", apart.abs()) + 1e-12)
+def _mean_over_train_set(name: str, value: Tensor, train: Batch) -> Tensor:
+    mean = train.total(value) / train.size
+    return running_mean(name, mean, window=100, kind="exponential")

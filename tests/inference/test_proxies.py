@@ -15,7 +15,7 @@ from bads_ppl.chains import Stopped
 from bads_ppl.data import Data
 from bads_ppl.errors import InputError
 from bads_ppl.losses import cross_entropy
-from inference import proxies as module
+from inference import fitting as module
 from inference.options import ProxyOptions
 from inference.proxies import Proxies, Proxy, embeddings, losses
 from inference.tasks import Task
@@ -94,6 +94,17 @@ def test_tuning_starts_at_the_other_proxy_and_goes_towards_the_meta_set(tmp_path
     far = there.tuned(start, steps=20, learning_rate=0.1)
     assert mean_loss(far, there.task.meta) < mean_loss(near, there.task.meta) - 0.1
     assert far.about["start"] == start.about
+
+
+def test_preconditioned_proxies_go_their_own_way(tmp_path):
+    plain, other = (
+        made(tmp_path, options={"preconditioned": preconditioned, "schedule": "warmdown"})
+        for preconditioned in (None, True)
+    )
+    proxies = [there.trained("meta") for there in (plain, other)]
+    assert [mean_loss(proxy, plain.task.meta) < 0.2 for proxy in proxies] == [True, True]
+    first, second = ([*proxy.network.parameters()] for proxy in proxies)
+    assert not torch.allclose(first[0], second[0], atol=1e-2)
 
 
 def test_a_proxy_is_trained_once_and_shared_by_whoever_wants_the_same(tmp_path, monkeypatch):

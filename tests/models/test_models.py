@@ -158,6 +158,16 @@ def test_other_gains_are_scaled_by_their_mean_size_and_beta(kind, beta):
     assert torch.allclose(both, wanted, rtol=1e-3, atol=1e-4)
 
 
+def test_centred_gains_are_those_less_their_mean():
+    drift, own, other, _ = drift_of_w(
+        "reverted", 0.5, contrast=2.0, clip=100.0, loss_contrast=0.0, centre=True
+    )
+    gain = other - own
+    assert abs(gain.mean()) > 0.1 * gain.std()
+    apart = gain - gain.mean()
+    assert torch.allclose(drift, 2.0 / 0.25 * apart / apart.abs().mean(), rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["restarted", "reverted"])
 def test_scaled_gains_do_not_depend_on_how_far_apart_the_networks_are(kind):
     near, *_ = drift_of_w(kind, 0.01, clip=100.0, loss_contrast=0.0)

@@ -33,7 +33,12 @@ def found(
         "seed": seed,
         "steps": 1500,
         "settings": {"meta_per_class": 25},
-        "test": {"accuracy": accuracy + 0.01, "accuracy_last": accuracy},
+        "test": {
+            "accuracy": accuracy + 0.01,
+            "accuracy_last": accuracy,
+            "bleu": 100 * accuracy + 1,
+            "bleu_last": 100 * accuracy,
+        },
         "groups": {
             "rare": {"mean_weight": high, "count": 25, "high": True},
             "frequent": {"mean_weight": low, "count": 75, "high": False},

@@ -2,7 +2,7 @@
 
 import pytest
 
-from inference.reproduce.cases import Key
+from inference.reproduce.cases import Key, webnlg
 from inference.reproduce.claims import (
     Claim,
     Verdict,
@@ -63,6 +63,17 @@ def test_the_score_is_that_of_the_last_iterate(results):
     found = results(bads=[0.895, 0.896, 0.897])  # .905 and more where averaged over draws
     assert score(BADS, low=0.9)(found).outcome == "disagrees"
     assert score(BADS, high=0.9)(found).outcome == "agrees"
+
+
+def test_scores_are_told_as_their_setting_has_them(results):
+    found = results(bads=[0.25, 0.26, 0.27], blo=[0.2, 0.21, 0.22])
+    setting = webnlg("controlled")
+    found.settings[setting.name] = setting
+    found.arms = {key._replace(setting=setting.name): arm for key, arm in found.arms.items()}
+    bads, blo = found.arms
+    assert score(bads, low=20.0)(found) == Verdict("agrees", "bads 26.0 [23.5, 28.5]")
+    assert ahead(bads, [blo], 3.0, 7.0)(found) == Verdict("agrees", "bads − blo +5.0 [+5.0, +5.0]")
+    assert ahead(bads, [blo], 0.03, 0.07)(found).outcome == "disagrees"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ def test_all_options_that_targets_declare_compose(tmp_path):
     options = {
         tuple(case.options(size))
         for size in ("small", "paper")
-        for case in TARGETS["fig13"].cases + TARGETS["fig14"].cases + TARGETS["fig11"].cases
+        for name in ("fig13", "fig14", "fig11", "fig12")
+        for case in TARGETS[name].cases
         if size in case.method.sizes
     }
     variants = [case for name in ("fig8", "fig10") for case in TARGETS[name].cases]
