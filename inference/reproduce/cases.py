@@ -143,6 +143,7 @@ class Setting:
         score: of the test points.
         proxy_steps: of networks that methods train ahead, by size, where not the method's own.
         files_only: no one downloads the real data: they are the user's files.
+        for_cost: options for measuring the cost of a step, in place of what is only done before.
     """
 
     name: str
@@ -160,6 +161,7 @@ class Setting:
     score: Score = ACCURACY
     proxy_steps: Mapping[str, int] = field(default_factory=lambda: {"trial": 10})
     files_only: bool = False
+    for_cost: tuple[str, ...] = ()
 
     @property
     def data(self) -> str:
@@ -246,6 +248,7 @@ def webnlg(kind: str) -> Setting:
         score=BLEU,
         proxy_steps={"trial": 10, "small": 400},
         files_only=True,
+        for_cost=("task.data.pretraining=0",),
     )
 
 
@@ -322,25 +325,29 @@ class Case:
         name = "-".join(part for part in (self.method.name, self.variant.name) if part)
         return f"{self.setting.name}/{name}"
 
+    def proxy_steps(self, size: str) -> int:
+        """Steps of networks that are trained ahead."""
+        own = self.method.proxy_steps
+        return self.setting.proxy_steps.get(size, own) if own else 0
+
     def options(self, size: str) -> tuple[str, ...]:
         """Of `inference.run`, without the seed."""
         setting = self.setting
         preset = setting.preset if PRESET in self.method.options else ()
-        proxies = setting.proxy_steps.get(size) if self.method.proxy_steps else None
+        changed = self.method.proxy_steps and size in setting.proxy_steps
         return (
             *setting.options[size],
             f"steps={setting.steps[size]}",
             *self.method.options,
             *preset,
-            *((f"method.proxy.steps={proxies}",) if proxies else ()),
+            *((f"method.proxy.steps={self.proxy_steps(size)}",) if changed else ()),
             *self.variant.options(setting, size),
         )
 
     def seconds(self, size: str) -> float:
         """About how long a run takes on one core ("paper": on an accelerator)."""
-        setting, ahead = self.setting, self.method.proxy_steps
-        proxies = setting.proxy_steps.get(size, ahead) if ahead else 0
-        steps = setting.steps[size] * self.method.cost + proxies
+        setting = self.setting
+        steps = setting.steps[size] * self.method.cost + self.proxy_steps(size)
         return setting.start_s[size] + steps * setting.step_ms[size] / 1000
 
 

@@ -43,11 +43,13 @@ def plain_step(experiment: Experiment) -> Step:
     optimiser = torch.optim.SGD(network.parameters(), lr=config.method.learning_rate)
     generator = chain_generator(config.seed, 0, device)
     train, meta = experiment.task.train.to(device), experiment.task.meta.to(device)
-    train_rows = UniformMinibatches(
-        len(train), config.sampler.train_batch or min(100, len(train)), generator
-    )
-    meta_rows = UniformMinibatches(
-        len(meta), config.sampler.meta_batch or min(50, len(meta)), generator
+    bucket = config.sampler.bucket or 1
+    train_rows, meta_rows = (
+        UniformMinibatches(len(data), size or min(most, len(data)), generator, data.lengths, bucket)
+        for data, size, most in (
+            (train, config.sampler.train_batch, 100),
+            (meta, config.sampler.meta_batch, 50),
+        )
     )
 
     def step() -> None:

@@ -180,7 +180,7 @@ class CostJob:
         steps = WARM_UP + STEPS[size] * ROUNDS[size]
         each = steps * self.setting.step_ms[size] / 1000
         methods = [METHODS["mixing"], *(case.method for case in self.cases)]
-        ahead = sum(method.proxy_steps for method in methods) * (size != "trial")
+        ahead = sum(case.proxy_steps(size) for case in self.cases)
         started = self.setting.start_s[size] * len(methods)
         return (
             started
@@ -198,7 +198,13 @@ class CostJob:
         return {PLAIN: self.options()} | methods
 
     def _options(self, case: Case) -> list[str]:
-        return [*case.options(self.place.size), *self.place.data(self.setting), "seed=0"]
+        setting = self.setting
+        return [
+            *case.options(self.place.size),
+            *setting.for_cost,
+            *self.place.data(setting),
+            "seed=0",
+        ]
 
     def command(self, *, overwrite: bool) -> list[str]:
         arguments = [self.place.size, self.place.device, str(self.path)]
