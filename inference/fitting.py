@@ -44,6 +44,7 @@ def fit(
     folder: Path,
     about: Mapping[str, Any],
     seed: int,
+    what: str = "proxy",
     checkpoint_seconds: float = 60.0,
 ) -> ChainResult:
     """Train a network on a set, and on another beside it, every point once.
@@ -53,11 +54,14 @@ def fit(
         loss: per-example loss.
         data: the set.
         also: the other; None: none.
-        options: how.
+        options: how: `steps`; `learning_rate` of the mean loss; `temperature`; `prior_scale`, None:
+            by the number of points; `clip`; `schedule` of the steps, None: constant; whether they
+            are `preconditioned`; `bucket` of the minibatches.
         batches: points of `data` and of `also` per step, cut to the sizes of the sets.
         folder: gets the checkpoint, and is locked meanwhile.
         about: JSON-able: what a checkpoint must share to be gone on from.
         seed: source of all randomness.
+        what: the network to the reader of an error.
         checkpoint_seconds: seconds between checkpoints.
 
     Returns:
@@ -96,7 +100,7 @@ def fit(
     plan = Plan(
         steps, burn_in=steps - 1, thinning=1, snapshots=0, checkpoint_seconds=checkpoint_seconds
     )
-    with locked(folder), _with_remedy(folder):
+    with locked(folder), _with_remedy(folder, what):
         (chain,) = run_chains(
             make,
             train,
@@ -119,7 +123,7 @@ def fitted(chain: ChainResult) -> nn.Module:
 
 
 @contextmanager
-def _with_remedy(folder: Path) -> Iterator[None]:
+def _with_remedy(folder: Path, what: str) -> Iterator[None]:
     """Says what to do about a fit in the cache that is damaged or not the one it should be."""
     there = (folder / "chain-0" / CHECKPOINT).exists()
     try:
@@ -128,6 +132,6 @@ def _with_remedy(folder: Path) -> Iterator[None]:
         if not there:
             raise
         raise InputError(
-            f"the proxy in {folder} cannot be used: {error}. Remove that folder to have it trained "
-            "anew"
+            f"the {what} in {folder} cannot be used: {error}. Remove that folder to have it "
+            "trained anew"
         ) from error

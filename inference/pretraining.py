@@ -9,26 +9,36 @@ every batch, so that what matters is in the source. Both are plain training (`in
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bads_ppl.data import Data
+from bads_ppl.errors import InputError
 from inference.fitting import fit, fitted
 from inference.options import ProxyOptions
 from inference.scores import content_key
 from models.seq2seq import IGNORED, Seq2Seq, token_loss
 from models.seq2seq_tokens import SPECIAL, Pieces, new_folder
 
+log = logging.getLogger(__name__)
+
 PARTS, LENGTH = 3, 4
 """Parts of a random sequence, and tokens of a part."""
 
 KEPT = (0.3, 0.6, 0.8, 1.0)
 """Shares of the vocabulary that stand for themselves in a batch, one of them drawn each time."""
+
+SEQUENCES = 1000
+"""Random sequences that a pass has."""
+
+_FORMAT = 1  # of pretrained folders: part of their names
 
 OPTIONS = ProxyOptions(
     learning_rate=5.0,
@@ -109,7 +119,6 @@ def pretrained_folder(
     max_source: int,
     max_target: int,
     device: torch.device,
-    seed: int = 0,
 ) -> Path:
     """The folder of a built model with weights, from beside it or trained and put there.
 
@@ -120,47 +129,68 @@ def pretrained_folder(
         max_source: longest source in tokens; what is longer is cut.
         max_target: longest target, likewise.
         device: where it is trained.
-        seed: source of all randomness.
 
     Raises:
         InputError: if a folder beside it is damaged.
+        Diverged: if training fails.
         Stopped: after SIGINT or SIGTERM, with a checkpoint to go on from.
     """
+    options = dataclasses.replace(OPTIONS, steps=steps)
     about = {
-        "options": dataclasses.asdict(OPTIONS),
+        "format": _FORMAT,
+        "options": {k: v for k, v in dataclasses.asdict(options).items() if v is not None},
+        "copying": [PARTS, LENGTH, SEQUENCES],
         "built": built.name,
+        "device": device.type,
+    }
+    more = {
+        **about,
+        "renaming": KEPT,
         "pairs": content_key({"pairs": list(pairs)}),
         "lengths": [max_source, max_target],
-        "steps": steps,
-        "seed": seed,
     }
-    folder = built.with_name(f"{built.name}-pretrained-{content_key(about)}")
+    folder = built.with_name(f"{built.name}-pretrained-{content_key(more if pairs else about)}")
     if folder.is_dir():
-        return folder
+        return _complete(folder)
     pieces = Pieces(built, max_source, max_target)
 
-    def train(name: str, network: Callable[[], nn.Module], data: Data) -> nn.Module:
+    def train(
+        name: str, network: Callable[[], nn.Module], data: Data, about: dict[str, Any]
+    ) -> tuple[nn.Module, Path]:
+        place = built.with_name(f"{built.name}-{name}-{content_key(about)}")
+        log.info(f"training a model to {name} for {steps} steps, once; kept in {place}")
         chain = fit(
             network,
             token_loss,
             data.to(device),
-            options=dataclasses.replace(OPTIONS, steps=steps),
+            options=options,
             batches=(OPTIONS.train_batch, 1),
-            folder=folder.with_name(f"{folder.name}-{name}"),
-            about={**about, "on": name},
-            seed=seed,
+            folder=place,
+            about=about,
+            seed=0,
+            what="model",
         )
-        return fitted(chain)
+        return fitted(chain), place
 
-    copied = Copying(pieces.vocabulary, pieces.end).data(1000)
-    network = train("copying", lambda: Seq2Seq(built, pretrained=False).to(device), copied)
+    copied = Copying(pieces.vocabulary, pieces.end).data(SEQUENCES)
+    network, place = train(
+        "copy", lambda: Seq2Seq(built, pretrained=False).to(device), copied, about
+    )
     if pairs:
         copier = network
-        network = train("saying", lambda: copier.train(), _renamed(pieces, pairs))
+        network, place = train("say", lambda: copier.train(), _renamed(pieces, pairs), more)
     with new_folder(folder) as temporary:
         shutil.copytree(built, temporary, dirs_exist_ok=True)
         assert isinstance(network, Seq2Seq)
         network.save(temporary)
+    if pairs:
+        shutil.rmtree(place, ignore_errors=True)  # the copier may serve for other pairs
+    return folder
+
+
+def _complete(folder: Path) -> Path:
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(f"the model in {folder} lacks its weights: remove it to have it made anew")
     return folder
 
 
@@ -173,6 +203,6 @@ def _renamed(pieces: Pieces, pairs: Sequence[Pair]) -> Data:
         padded,
         padded["labels"],
         name="pairs",
-        lengths=torch.tensor([len(a) + len(b) for a, b in zip(sources, targets, strict=True)]),
+        lengths=padded["mask"].sum(1) + (padded["labels"] != IGNORED).sum(1),
         augment=Renaming(pieces.vocabulary),
     )

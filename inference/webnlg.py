@@ -2,9 +2,9 @@
 
 A point is a set of triples with one text that says them. Train points are of some domains, meta and
 test points of others (`inference.webnlg_splits`). The network is a sequence-to-sequence model of
-`transformers`, by its id or from a local folder; where none is to be had it is a T5 without
-pretraining, with a tokenizer made of the train texts; where the task leaves train domains out,
-their texts are what that T5 is first trained on (`inference.pretraining`).
+`transformers`, by its id or from a local folder; where none is to be had it is a small T5 that is
+trained on the spot: to copy, and on the train domains that the task leaves out
+(`inference.pretraining`).
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ from inference.tasks import Task
 from inference.webnlg_entries import Entry, find_webnlg, linearise
 from inference.webnlg_splits import Kind, Splits, generated, splits_of
 from inference.writing import Writing
-from models.pretrained import find_model
+from models.pretrained import T5_SMALL, find_model
 from models.seq2seq import IGNORED, sequence_loss, token_loss
 from models.seq2seq_tokens import Pieces, build_folder
 
 SOURCES = ("auto", "files", "generated")
-T5_SMALL = "google-t5/t5-small"
 LOSSES = {"token": token_loss, "sequence": sequence_loss}
 
 Long = Literal["cut", "drop", "refuse"]
@@ -74,7 +73,7 @@ def webnlg(
         train_domains: other domains to train on than those of `kind`.
         target_domains: other domains to write for.
         close: which of two train domains is close to the targets ("controlled").
-        model: id or local folder of a sequence-to-sequence model; "built": one without pretraining;
+        model: id or local folder of a sequence-to-sequence model; "built": one made on the spot;
             None: T5-small if it can be had, else built.
         size: of a built model.
         vocabulary: most tokens of a built model.
@@ -97,6 +96,10 @@ def webnlg(
         raise InputError(f"data.source must be one of {', '.join(SOURCES)}, got {source!r}")
     if split not in SPLITS:
         raise InputError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    if pretraining < 0:
+        raise InputError(
+            f"task.data.pretraining must be 0 steps or more, got {pretraining}: 0 leaves it out"
+        )
     for name, value, known in (("long", long, ("cut", "drop", "refuse")), ("loss", loss, LOSSES)):
         if value not in known:
             raise InputError(f"task.data.{name} must be one of {', '.join(known)}, got {value!r}")
@@ -115,18 +118,18 @@ def webnlg(
     test = [(one, one.references[0]) for one in getattr(splits, split)]
     others = [(entry, text) for entry in splits.others for text in entry.references]
 
-    def built() -> tuple[Path, str]:
-        """A model of the texts at hand but the seed's, and what is to be told of it."""
+    def built() -> tuple[Path, bool, str]:
+        """A model of the texts that no seed draws, whether it has weights, and what it knows."""
         pairs = [(linearise(entry.triples), said) for entry, said in train + others]
         made = build_folder(cache, [text for pair in pairs for text in pair], size, vocabulary)
         if found is None or not pretraining:
-            return made, "without pretraining"
+            return made, False, "without pretraining"
         more = pairs[len(train) :]
         lengths = {"max_source": max_source, "max_target": max_target}
         where = device or torch.device("cpu")
         taught = pretrained_folder(made, more, steps=pretraining, device=where, **lengths)
         said = f"on {len(more):,} texts of other domains only" if more else "to copy only"
-        return taught, f"trained {said}"
+        return taught, True, f"trained {said}"
 
     folder, pretrained, notes = _model(model, size, built)
     version = folder_version(folder)
@@ -167,6 +170,7 @@ def webnlg(
         facts={
             "model": str(model or "auto"),
             "pretrained": pretrained,
+            "built": folder.parent == cache,
             "model_version": version,
             "kind": kind,
             "sizes": {name: len(one) for name, one in sets.items()},
@@ -187,7 +191,7 @@ def _share(splits: Splits, close: Tensor | None) -> float:
 
 
 def _model(
-    name: str | None, size: str, built: Callable[[], tuple[Path, str]]
+    name: str | None, size: str, built: Callable[[], tuple[Path, bool, str]]
 ) -> tuple[Path, bool, tuple[str, ...]]:
     """The model's folder, whether it has weights, and what the reader must know."""
     if name not in (None, "built"):
@@ -198,12 +202,12 @@ def _model(
             return find_model(T5_SMALL), True, ()
         except InputError as error:
             why = f"; {error}"
-    folder, trained = built()
+    folder, pretrained, how = built()
     note = (
-        f"the network is a T5 of size {size} {trained}: what it writes cannot be compared with a "
+        f"the network is a T5 of size {size} {how}: what it writes cannot be compared with a "
         f"pretrained one's (task.model names one){why}"
     )
-    return folder, any(folder.glob("*.safetensors")), (note,)
+    return folder, pretrained, (note,)
 
 
 Point = tuple[Entry, str]

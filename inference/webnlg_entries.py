@@ -86,7 +86,7 @@ def find_webnlg(root: Path, source: str) -> Found | None:
     if found is None and source == "files":
         raise InputError(
             f"there is no WebNLG in {root}: put webnlg_en.jsonl.gz or the official release, as the "
-            "folder webnlg, into data.root (BADS_DATA), or take data.source=generated"
+            "folder webnlg, into data.root (BADS_DATA), or do without (data.source=generated)"
         )
     return found
 

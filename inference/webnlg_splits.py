@@ -32,7 +32,8 @@ class Splits:
 
     Attributes:
         train: entries to weight, in the order of the source.
-        others: entries of the train split whose domains are neither trained on nor targets.
+        others: entries of the train split whose domains are neither trained on nor targets, and
+            that share no triple with an entry of the targets.
         meta: checked entries, by target domain.
         validation: entries to choose settings on, by target domain.
         test: entries to report on, by target domain.
@@ -98,10 +99,13 @@ def splits_of(
             whole.extend(part)
     offered = [one for one in found.entries if one.split == "train"]
     chosen = [one for one in offered if one.domain in train_names]
-    train, others = (
-        [one for one in some if frozenset(one.triples) not in there]
-        for some in (chosen, [o for o in offered if o.domain not in (*train_names, *targets)])
-    )
+    train = [one for one in chosen if frozenset(one.triples) not in there]
+    said_there = frozenset().union(*there)
+    others = [
+        one
+        for one in offered
+        if one.domain not in (*train_names, *targets) and said_there.isdisjoint(one.triples)
+    ]
     _check_left(train, train_names)
     if repeated:
         notes.append(

@@ -59,8 +59,8 @@ def normalised(
             wrong labels lose more, and points of rare classes with them. 0: no such drift.
         clip: not persistent: bound on both scaled values.
         centre: not persistent: take the train set's mean difference away first, so that w is moved
-            by how a point differs from the others, and the total of w by its prior alone. With a
-            strict prior (8), which holds the total, that changes nothing. None: no.
+            by how a point differs from the others, and the total of w by its prior alone. The scale
+            is then the mean absolute deviation of the difference. None: no.
         prior: of the total weight; default `parts.sparsity`.
     """
     companions: dict[str, Restart | Revert] = {

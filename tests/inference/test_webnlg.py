@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from bads_ppl.errors import InputError
 from inference.report import render
@@ -73,6 +74,45 @@ def run(call, cache, tmp_path):
 
 def results(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    """The made-up set as a file, with some of its City entries in a domain of their own."""
+    rows = []
+    for number, entry in enumerate(generated("controlled").entries):
+        moved = entry.domain == "City" and entry.split == "train" and number % 2
+        rows.append(
+            {
+                "split": entry.split,
+                "category": "Village" if moved else entry.domain,
+                "eid": f"Id{number}",
+                "triples": [list(triple) for triple in entry.triples],
+                "references": list(entry.references),
+            }
+        )
+    path = tmp_path / "webnlg_en.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_built_model_is_trained_on_domains_that_are_left_out_whatever_the_seed(make, file):
+    given = {"root": str(file), "source": "files", "pretraining": 2}
+    first, second = (make(seed, **given) for seed in (0, 1))
+    assert first.network == second.network and first.network["pretrained"]
+    assert not torch.equal(first.meta.input["ids"], second.meta.input["ids"])
+    (note,) = [note for note in first.warnings if "T5" in note]
+    assert "texts of other domains only" in note
+    copier = make(
+        **given,
+        train_domains=["City", "Village", "Astronaut"],
+        kind="full",
+        target_domains=["Athlete", "Politician", "Artist"],
+    )
+    assert any("trained to copy only" in note for note in copier.warnings)
+    plain = make(**{**given, "pretraining": 0})
+    assert not plain.network["pretrained"]
+    assert any("without pretraining" in note for note in plain.warnings)
 
 
 def test_points_are_entries_with_one_text_each(make):
@@ -162,6 +202,7 @@ def test_long_entries_are_counted_and_cut_or_left_out(make, long, says):
         ({"meta_per_domain": 10_000}, "10000|10,000"),
         ({"model": "no/such-model"}, "no/such-model"),
         ({"beams": 0}, "beams must be at least 1, got 0"),
+        ({"pretraining": -1}, "task.data.pretraining must be 0 steps or more, got -1"),
     ],
 )
 def test_what_cannot_be_used_is_refused(make, options, message):

@@ -52,7 +52,7 @@ def domains(entries: list[Entry]) -> dict[str, int]:
 def test_others_are_what_is_neither_trained_on_nor_a_target_nor_said_there():
     data = found(
         entry("train", "Athlete", 1),
-        entry("train", "Food", 9, "test Athlete 3"),
+        entry("train", "Food", 9, "test Athlete 3", "something else"),
     )
     splits = split(data)
     assert domains(splits.train) == {"Astronaut": 9, "City": 8}
