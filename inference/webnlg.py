@@ -104,8 +104,10 @@ def webnlg(
         if value not in known:
             raise InputError(f"task.data.{name} must be one of {', '.join(known)}, got {value!r}")
     found = find_webnlg(Path(root), source)
+    read = generated(kind) if found is None else found
+    entries = read.entries
     splits = splits_of(
-        generated(kind) if found is None else found,
+        read,
         kind,
         seed=seed,
         meta_per_domain=meta_per_domain,
@@ -121,7 +123,8 @@ def webnlg(
     def built() -> tuple[Path, bool, str]:
         """A model of the texts that no seed draws, whether it has weights, and what it knows."""
         pairs = [(linearise(entry.triples), said) for entry, said in train + others]
-        made = build_folder(cache, [text for pair in pairs for text in pair], size, vocabulary)
+        texts = [text for pair in pairs for text in pair]
+        made = build_folder(cache, [*texts, _characters(entries)], size, vocabulary)
         if found is None or not pretraining:
             return made, False, "without pretraining"
         more = pairs[len(train) :]
@@ -180,6 +183,12 @@ def webnlg(
         writing=writing,
         depends={"model": version, "pretrained": pretrained, "loss": loss},
     )
+
+
+def _characters(entries: Sequence[Entry]) -> str:
+    """All characters of these entries, apart: a tokenizer that has seen them can write them."""
+    texts = [text for one in entries for text in (linearise(one.triples), *one.references)]
+    return " ".join(sorted(set().union(*texts)))
 
 
 SHARE = 0.1

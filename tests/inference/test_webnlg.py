@@ -91,6 +91,8 @@ def file(tmp_path) -> Path:
                 "references": list(entry.references),
             }
         )
+    assert rows[-1]["split"] == "test"
+    rows[-1]["references"].append("Åß")
     path = tmp_path / "webnlg_en.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -101,6 +103,8 @@ def test_a_built_model_is_trained_on_domains_that_are_left_out_whatever_the_seed
     first, second = (make(seed, **given) for seed in (0, 1))
     assert first.network == second.network and first.network["pretrained"]
     assert not torch.equal(first.meta.input["ids"], second.meta.input["ids"])
+    pieces = Pieces(Path(first.network["folder"]), 9, 9)
+    assert pieces.text(torch.tensor(pieces.source(["Åß"]))) == ["Åß"]  # of an entry of the test
     (note,) = [note for note in first.warnings if "T5" in note]
     assert "texts of other domains only" in note
     copier = make(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from bads_ppl.errors import InputError
 from inference.reproduce import __main__ as command
 from inference.reproduce import queue
 from inference.reproduce.__main__ import main
@@ -150,3 +152,22 @@ def test_a_target_from_end_to_end(tmp_path, capsys):
     assert names == {"index.html", "fig13.png", "fig13.csv", "fig13_end.csv", "verdicts.json"}
     assert "Measured on digits" in (folder / "index.html").read_text()
     assert (tmp_path / "out" / "index.html").exists()
+
+
+def test_runs_whose_data_cannot_be_had_are_named_and_stop_nobody_else(
+    tmp_path, started, monkeypatch, capsys
+):
+    def nothing(root, source):
+        raise InputError("there is no such data")
+
+    there = replace(mnist(25), find=lambda root, source: None)
+    lacking = replace(mnist(5), find=nothing)
+    cases = [Case(setting, METHODS["bads"]) for setting in (there, lacking)]
+    monkeypatch.setitem(TARGETS, "fig13", replace(TARGETS["fig13"], cases=cases))
+    options = [f"out={tmp_path / 'out'}", "seeds=0", "jobs=1"]
+    assert main(["target=fig13", *options]) == 1
+    assert [name for name, _ in started] == ["mnist-25/bads/seed0"]
+    assert "error: mnist-5/bads/seed0: there is no such data" in capsys.readouterr().err
+    monkeypatch.setitem(TARGETS, "fig13", replace(TARGETS["fig13"], cases=cases[1:]))
+    assert main(["target=fig13", *options]) == 2
+    assert "error: there is no such data" in capsys.readouterr().err
