@@ -231,7 +231,8 @@ def webnlg(kind: str) -> Setting:
     small = (*task, "task.model=built")
     return Setting(
         f"webnlg-{kind}",
-        "WebNLG, " + {"full": "seen for unseen domains", "controlled": "Astronaut and City"}[kind],
+        "WebNLG, "
+        + {"full": "seen for unseen domains", "controlled": "a close and a far domain"}[kind],
         ("webnlg 2017", "webnlg 2020"),
         find_webnlg,
         options={
