@@ -75,6 +75,8 @@ def normalised(
     network = parts.sample_network()
     other = sample_network("auxiliary", parts.auxiliary, parts.prior, companion=companion)
     forward = parts.forward(network, train, meta, apart=auxiliary == "reverted")
+    plate = train.plate("train")
+    w = parts.weights.sample(train, plate, forward.features)  # before what w does not depend on
     auxiliary_loss = parts.loss(other(train.input), train.target)
     gain = (auxiliary_loss - forward.train_loss).detach()
     if auxiliary != "persistent":
@@ -86,8 +88,6 @@ def normalised(
         if loss_contrast > 0:
             gain = gain - loss_contrast * _scaled_loss(forward.train_loss, train).clamp(-clip, clip)
         gain = gain / (1.0 if prior is None else prior.sparsity)
-    plate = train.plate("train")
-    w = parts.weights.sample(train, plate, forward.features)
     fixed = w.detach()
     with plate:
         pyro.factor("train_loss", -parts.impact.train * fixed * forward.train_loss)  # to theta

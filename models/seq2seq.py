@@ -108,14 +108,21 @@ class Seq2Seq(nn.Module):
 
     def forward(self, input: dict[str, Tensor]) -> Tensor:
         rows = self.rows or len(input["ids"])
-        parts = [input[name].split(rows) for name in ("ids", "mask", "labels")]
+        if rows >= len(input["ids"]):
+            log_probs, states = self._piece(input["ids"], input["mask"], input["labels"])
+            self.embedding_layer(states)
+            return log_probs
+        length = input["mask"].sum(1) + (input["labels"] != IGNORED).sum(1)
+        order = length.argsort(stable=True)  # pieces of rows of about one length have little padding
+        parts = [input[name][order].split(rows) for name in ("ids", "mask", "labels")]
         pieces = list(zip(*parts, strict=True))
-        if len(pieces) > 1 and torch.is_grad_enabled():
+        if torch.is_grad_enabled():
             found = [recomputed(self._piece, *piece, **self._again()) for piece in pieces]
         else:
             found = [self._piece(*piece) for piece in pieces]
-        self.embedding_layer(torch.cat([states for _, states in found]))
-        return torch.cat([log_probs for log_probs, _ in found])
+        back = order.argsort()
+        self.embedding_layer(torch.cat([states for _, states in found])[back])
+        return torch.cat([log_probs for log_probs, _ in found])[back]
 
     def _piece(self, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities (b, T) and embeddings (b, D) of some rows."""

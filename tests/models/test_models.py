@@ -84,6 +84,16 @@ def test_models_run_on_minibatches_and_move_everything(model, weights):
 
 
 @pytest.mark.parametrize("model", PROGRAMS)
+def test_weights_of_all_points_take_no_pass_of_the_companion(model):
+    given = parts(WeightNetwork(3))
+    made, seen = kernel(bind(model, given)), []
+    given.network.register_forward_pre_hook(lambda _, args: seen.append("theta"))
+    given.auxiliary.register_forward_pre_hook(lambda _, args: seen.append("auxiliary"))
+    made.site_values(chunk=12)
+    assert set(seen) == {"theta"}
+
+
+@pytest.mark.parametrize("model", PROGRAMS)
 def test_models_keep_no_state_between_calls(model):
     train, meta = two_sets()
     program = bind(model, parts())

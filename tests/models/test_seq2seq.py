@@ -155,6 +155,22 @@ def test_columns_that_are_padding_in_all_rows_do_not_reach_the_model(folder, tok
     assert seen == [((2, sources), (2, targets))]
 
 
+def test_pieces_have_rows_of_about_one_length_and_outputs_keep_their_order(folder, tokens):
+    whole, pieces, widths = built(folder), built(folder, rows=2), []
+    pieces.model.register_forward_pre_hook(
+        lambda _, args, named: widths.append(named["input_ids"].shape[1]), with_kwargs=True
+    )
+    found, states = {}, {}
+    for name, network in (("whole", whole), ("pieces", pieces)):
+        with torch.no_grad(), capture_features(network) as kept:
+            found[name] = network(tokens)
+        states[name] = kept[0]
+    assert torch.allclose(found["pieces"], found["whole"], atol=1e-6)
+    assert torch.allclose(states["pieces"], states["whole"], atol=1e-6)
+    lengths = sorted((tokens["mask"].sum(1) + (tokens["labels"] != IGNORED).sum(1)).tolist())
+    assert widths == sorted(widths) and len(widths) == 4 and len(set(lengths)) > 2
+
+
 def test_ignored_positions_count_nothing_in_a_loss():
     output = torch.tensor([[-1.0, -2.0, -9.0], [-4.0, -9.0, -9.0], [-9.0, -9.0, -9.0]])
     target = torch.tensor([[3, 4, IGNORED], [5, IGNORED, IGNORED], [IGNORED] * 3])
