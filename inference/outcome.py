@@ -169,10 +169,8 @@ def _draw_plots(
     folder.mkdir(exist_ok=True)
     groups = {name: name in task.high for name in task.groups}
     masks = {name: mask.numpy() for name, mask in task.groups.items()}
-    if task.writing is None:
-        plots.save(plots.accuracy_over_steps(metrics), folder / "test_accuracy.png")
-    elif task.writing.curve:
-        plots.save(plots.score_over_steps(metrics, "test.bleu", "BLEU"), folder / "test_bleu.png")
+    for name, figure in task.scoring.figures(metrics).items():
+        plots.save(figure, folder / f"{name}.png")
     if groups:
         by_group = plots.weights_by_group_over_steps(metrics, groups)
         plots.save(by_group, folder / "weights_by_group.png")

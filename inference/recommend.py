@@ -27,13 +27,14 @@ from torch import Tensor
 from bads_ppl import plots
 from bads_ppl.atomic import atomic_path
 from bads_ppl.errors import Diverged, InputError, Unstable
-from inference.evaluation import accuracy, predictive
+from inference.evaluation import measures
 from inference.experiment import Experiment, check_settings, load_task, prepare, sample
 from inference.folder import Choices
 from inference.folds import held_out, meta_folds
 from inference.outcome import versions
 from inference.recommendation import Recommendation, Scores
 from inference.run import compose_run, exit_codes
+from inference.scoring import accuracy, predictive
 from inference.tasks import Task
 
 CANDIDATES = {
@@ -202,7 +203,7 @@ def _score(
     probability = torch.zeros(len(target), experiments[0].task.classes)
     for k, (experiment, held) in enumerate(zip(experiments, rows, strict=True)):
         chains = sample(experiment.prepared())
-        probability[held] = predictive(chains)
+        probability[held] = predictive(measures(chains))
         right = accuracy(probability[held], target[held])
         seconds = sum(chain.seconds for chain in chains)
         tell(f"{name}, fold {k + 1} of {len(rows)}: accuracy {right:.4f}, {seconds:.0f} s")

@@ -31,7 +31,7 @@ from bads_ppl import plots
 from bads_ppl.atomic import atomic_path
 from bads_ppl.errors import InputError
 from bads_ppl.selection import Selection
-from inference.evaluation import predictive_accuracy
+from inference.evaluation import on_test_set
 from inference.experiment import load_task, prepare, sample
 from inference.folder import Choices, settings
 from inference.run import compose_run, exit_codes
@@ -80,7 +80,7 @@ class Removal:
             if config.sampler[batch] is not None:
                 config.sampler[batch] = min(config.sampler[batch], size)
         chains = sample(prepare(config, self.choices, _subset(self.task, kept)))
-        return [predictive_accuracy([chain], self.task.test.target) for chain in chains]
+        return [on_test_set(self.task, [chain]).numbers["accuracy"] for chain in chains]
 
 
 def _subset(task: Task, rows: torch.Tensor) -> Task:

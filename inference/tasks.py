@@ -17,14 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bads_ppl.checks import check_classes
 from bads_ppl.data import Data, check_disjoint
 from bads_ppl.errors import InputError
 from bads_ppl.losses import Loss, cross_entropy
 from inference.augmentation import crop_and_flip
 from inference.cifar import load_cifar10
+from inference.scoring import Classes, Scoring
 from inference.sources import ImageSplits, load_mnist
-from inference.writing import Writing
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Task:
         train: points to weight.
         meta: curated points.
         test: points to report on; never used otherwise.
-        classes: number of classes; 0 where texts are written.
+        classes: number of classes; 0 where points are not classified.
         groups: name to (N_t,) bool mask; disjoint groups of train points.
         high: names of the groups whose weights should be high; those of the others, low.
         sparsity: the share of train points to select unless the user says otherwise.
@@ -50,8 +49,7 @@ class Task:
         facts: what else the results tell of the data, JSON-able.
         loss: per-example loss.
         network: what a backbone must know beside the number of classes.
-        writing: how texts are written for the test points and scored; None where points are
-            classified.
+        scoring: how the test points are scored.
         depends: JSON-able: what networks depend on beside the points and the options of their
             backbone, such as a pretrained model's files; part of the key of proxies.
     """
@@ -73,18 +71,12 @@ class Task:
     facts: Mapping[str, Any] = field(default_factory=dict)
     loss: Loss = cross_entropy
     network: Mapping[str, Any] = field(default_factory=dict)
-    writing: Writing | None = None
+    scoring: Scoring = field(default_factory=Classes)
     depends: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_disjoint(self.train, self.meta)
-        if self.writing is None:
-            check_classes(self.test, self.meta)
-        elif len(self.writing.sources) != len(self.test):
-            raise InputError(
-                f"a task that writes must have one source per test point, got "
-                f"{len(self.writing.sources)} for {len(self.test)} points"
-            )
+        self.scoring.check(self.test, self.meta)
         if self.texts is not None and len(self.texts) != len(self.train):
             raise InputError(
                 f"a task must have one text per train point, got {len(self.texts)} texts for "

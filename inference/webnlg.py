@@ -180,7 +180,7 @@ def webnlg(
         },
         loss=LOSSES[loss],
         network={"folder": str(folder), "pretrained": pretrained},
-        writing=writing,
+        scoring=writing,
         depends={"model": version, "pretrained": pretrained, "loss": loss},
     )
 

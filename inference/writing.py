@@ -11,11 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from matplotlib.figure import Figure
+from torch import Tensor, nn
 
-from bads_ppl.data import Data
+from bads_ppl import plots
+from bads_ppl.data import Batch, Data
 from bads_ppl.errors import InputError
+from bads_ppl.losses import Loss
+from bads_ppl.plots import Metrics
 from bads_ppl.sites import evaluation_mode
+from inference.scoring import Ended, MeanOfTheta, Measure, Scored, mean_over_chains
 
 SHOWN = 20
 """Written texts that a run keeps for its reader."""
@@ -101,3 +106,79 @@ class Writing:
             "bleu": float(BLEU().corpus_score(list(texts), streams).score),
             "chrf": float(CHRF().corpus_score(list(texts), streams).score),
         }
+
+    def check(self, test: Data, meta: Data) -> None:
+        if len(self.sources) != len(test):
+            raise InputError(
+                f"a task that writes must have one source per test point, got {len(self.sources)} "
+                f"for {len(test)} points"
+            )
+
+    def measure(self, test: Data, probe: Batch, loss: Loss, network: nn.Module) -> Measure:
+        return TextMeasure(test, self, loss, network)
+
+    def scored(self, test: Data, ended: Sequence[Ended]) -> Scored:
+        """BLEU and chrF of what each chain writes with the mean of its theta and at its end."""
+        rows, found, written = self.every(), [], []
+        for one in ended:
+            both = {"": one.measure.theta.put(one.network), "_last": one.network}
+            texts = {end: self.write(network, test, rows) for end, network in both.items()}
+            written.append(texts[""])
+            scores = {end: self.score(several, rows) for end, several in texts.items()}
+            found.append(
+                {f"{k}{end}": v for end, score in scores.items() for k, v in score.items()}
+            )
+        shown = torch.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).long().tolist()
+        samples = [
+            {
+                "source": self.sources[row],
+                "written": written[0][row],
+                "reference": self.references[row][0],
+            }
+            for row in shown
+        ]
+        return Scored({**mean_over_chains(found), "count": len(test)}, samples)
+
+    def figures(self, metrics: Metrics) -> dict[str, Figure]:
+        if not self.curve:
+            return {}
+        return {"test_bleu": plots.score_over_steps(metrics, "test.bleu", "BLEU")}
+
+
+class TextMeasure:
+    """Loss over steps, BLEU over steps on some test entries, and the mean of theta after burn-in.
+
+    Args:
+        test: test set.
+        writing: how texts are written and scored.
+        loss: per-example loss.
+        network: the chain's, for the shapes of its parameters.
+    """
+
+    def __init__(self, test: Data, writing: Writing, loss: Loss, network: nn.Module) -> None:
+        self.test = test
+        self.writing = writing
+        self.loss = loss
+        self.theta = MeanOfTheta(network)
+
+    def on_draw(self, network: nn.Module) -> dict[str, float]:
+        return {}
+
+    @torch.no_grad()
+    def on_evaluate(self, network: nn.Module, *, burnt_in: bool) -> dict[str, float]:
+        if burnt_in:
+            self.theta.add(network)
+        with evaluation_mode(network):
+            losses = [
+                self.loss(network(batch.input), batch.target)
+                for batch in self.test.batches(self.writing.batch)
+            ]
+        rows = self.writing.some()
+        found = self.writing.score(self.writing.write(network, self.test, rows), rows)
+        return {
+            "test.loss": float(torch.cat(losses).mean()),
+            **{f"test.{name}": value for name, value in found.items()},
+        }
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.theta.state_dict()

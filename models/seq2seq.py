@@ -113,7 +113,7 @@ class Seq2Seq(nn.Module):
             self.embedding_layer(states)
             return log_probs
         length = input["mask"].sum(1) + (input["labels"] != IGNORED).sum(1)
-        order = length.argsort(stable=True)  # pieces of rows of about one length have little padding
+        order = length.argsort(stable=True)  # pieces of like rows have little padding
         parts = [input[name][order].split(rows) for name in ("ids", "mask", "labels")]
         pieces = list(zip(*parts, strict=True))
         if torch.is_grad_enabled():

@@ -168,7 +168,7 @@ def writing_task() -> Callable[..., Task]:
             high=(),
             sparsity=0.5,
             loss=lambda output, target: (output - target).abs().mean(1),
-            writing=writing,
+            scoring=writing,
         )
 
     return make

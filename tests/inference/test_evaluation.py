@@ -11,14 +11,8 @@ from torch import nn
 
 from bads_ppl.data import Data
 from bads_ppl.losses import cross_entropy
-from inference.evaluation import (
-    TaskMonitor,
-    accuracy,
-    mean_scores,
-    on_test_set,
-    predictive,
-    predictive_accuracy,
-)
+from inference.evaluation import TaskMonitor, mean_scores, measures, on_test_set
+from inference.scoring import Classes, accuracy, predictive
 from inference.tasks import Task
 
 
@@ -42,7 +36,7 @@ def logits(*rows: tuple[float, float]) -> torch.Tensor:
 def of_sets(train: Data, test: Data, groups: dict[str, torch.Tensor]) -> Any:
     """What a monitor asks of a task of two classes whose meta set is its train set."""
     classes = test.input.shape[1]
-    named = {"loss": cross_entropy, "writing": None, "classes": classes}
+    named = {"loss": cross_entropy, "scoring": Classes(), "classes": classes}
     return SimpleNamespace(train=train, meta=train, test=test, groups=groups, **named)
 
 
@@ -107,10 +101,10 @@ def test_the_predictive_averages_probabilities_of_all_chains_after_burn_in():
         assert int(one.measure.count) == 0 and float(one.measure.sum.sum()) == 0
         one.on_evaluate(None, burnt_in=True)
         chains.append(SimpleNamespace(monitor=one))
-    assert predictive_accuracy(chains[1:], target) == 0.5
-    assert predictive_accuracy(chains, target) == 1.0
+    assert accuracy(predictive(measures(chains[1:])), target) == 0.5
+    assert accuracy(predictive(measures(chains)), target) == 1.0
     chances = [chain.monitor.measure.test.input.softmax(dim=1) for chain in chains]
-    assert torch.allclose(predictive(chains), (chances[0] + chances[1]) / 2)
+    assert torch.allclose(predictive(measures(chains)), (chances[0] + chances[1]) / 2)
 
 
 def test_the_state_of_a_monitor_continues_its_average(test_set):
@@ -183,7 +177,7 @@ def chain_of(task: Task, *shifts: float) -> Any:
     for shift in shifts:
         network.becomes(shift, shift)
         one.on_evaluate(None, burnt_in=True)
-    return SimpleNamespace(monitor=one)
+    return SimpleNamespace(monitor=one, metrics=[{}])
 
 
 def test_an_evaluation_reports_the_loss_and_the_scores_of_some_texts(writing_task):
@@ -195,7 +189,7 @@ def test_an_evaluation_reports_the_loss_and_the_scores_of_some_texts(writing_tas
     row = writer(network, task).on_evaluate(None, burnt_in=False)
     assert row["test.loss"] == pytest.approx(1.5)
     rows = torch.tensor([0, 2])
-    wanted = task.writing.score(task.writing.write(network, task.test, rows), rows)
+    wanted = task.scoring.score(task.scoring.write(network, task.test, rows), rows)
     assert {name: row[f"test.{name}"] for name in wanted} == wanted and 0 < wanted["chrf"] < 99
 
 
@@ -221,12 +215,12 @@ def test_the_mean_of_theta_is_that_of_the_evaluations_after_burn_in(writing_task
     for value in values:
         network.becomes(*value)
         one.on_evaluate(None, burnt_in=True)
-    averaged = one.measure.averaged(network)
+    averaged = one.measure.theta.put(network)
     assert torch.allclose(averaged.shift, values.mean(0), atol=1e-6)
     assert averaged.frozen.isnan()  # its own
     assert torch.equal(network.shift, values[-1])
     averaged.becomes(9.0, 9.0)
-    assert torch.allclose(one.measure.averaged(network).shift, values.mean(0), atol=1e-6)
+    assert torch.allclose(one.measure.theta.put(network).shift, values.mean(0), atol=1e-6)
 
 
 def test_the_mean_of_theta_goes_on_from_its_state(writing_task):
@@ -237,19 +231,19 @@ def test_the_mean_of_theta_goes_on_from_its_state(writing_task):
     resumed.load_state_dict(state)
     assert resumed.state_dict().keys() == state.keys() == {"count", "mean.shift"}  # none frozen
     resumed.on_evaluate(None, burnt_in=True)
-    assert resumed.measure.averaged(Shifted()).shift.tolist() == [3.0, 3.0]
-    assert first.measure.averaged(Shifted()).shift.tolist() == [1.5, 1.5]
+    assert resumed.measure.theta.put(Shifted()).shift.tolist() == [3.0, 3.0]
+    assert first.measure.theta.put(Shifted()).shift.tolist() == [1.5, 1.5]
 
 
 def test_texts_are_written_by_the_mean_of_each_chain_and_by_its_last_iterate(writing_task):
     task = writing_task((6, 4, 5))
     mean_right, last_right = chain_of(task, -2.0, 2.0), chain_of(task, 2.0, 0.0)
     scored = on_test_set(task, [mean_right, last_right])
-    rows = task.writing.every()
+    rows = task.scoring.every()
 
     def of(shift: float) -> dict[str, float]:
-        texts = task.writing.write(Shifted(shift), task.test, rows)
-        return task.writing.score(texts, rows)
+        texts = task.scoring.write(Shifted(shift), task.test, rows)
+        return task.scoring.score(texts, rows)
 
     assert list(scored.numbers) == ["bleu", "chrf", "bleu_last", "chrf_last", "count"]
     for name in ("bleu", "chrf"):

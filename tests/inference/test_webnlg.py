@@ -125,7 +125,7 @@ def test_points_are_entries_with_one_text_each(make):
     said = [text for entry in splits.train for text in entry.references]
     assert [text.split("\n")[1] for text in task.texts] == said
     assert len(task.train) == len(said) and len(task.meta) == len(splits.meta) == 12
-    assert len(task.test) == len(splits.test) == len(task.writing.references)
+    assert len(task.test) == len(splits.test) == len(task.scoring.references)
     pieces = Pieces(Path(task.network["folder"]), 128, 64)
     assert [pieces.text(task.train.target[[row]])[0] for row in (0, 7)] == [said[0], said[7]]
     assert task.train.input["labels"].equal(task.train.target)
@@ -149,8 +149,8 @@ def test_with_all_domains_nothing_is_known_of_the_right_ones(make):
 
 
 def test_settings_are_chosen_on_other_entries_than_the_test_s(make):
-    tested = [set(make(seed).writing.sources) for seed in (0, 1)]
-    chosen = [set(make(seed, split="validation").writing.sources) for seed in (0, 1)]
+    tested = [set(make(seed).scoring.sources) for seed in (0, 1)]
+    chosen = [set(make(seed, split="validation").scoring.sources) for seed in (0, 1)]
     assert chosen[0] == chosen[1] and not chosen[0] & (tested[0] | tested[1])
     assert tested[0] != tested[1]  # the seed draws the meta entries from among them
 
