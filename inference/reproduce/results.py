@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -130,15 +131,28 @@ def collect(jobs: Sequence[Job], size: str) -> Results:
             run = read_run(job.folder, job.place.root, plots=False)
             if run.results is not None:
                 by_case.setdefault(job.case.key, (job.case, []))[1].append(run)
-    order = list(METHODS)
+    looks = _looks(by_case)
     for key, (case, runs) in by_case.items():
-        colour, style = look(order.index(key.method))
+        colour, style = look(looks[key.method, key.variant])
         name = case.setting.score.name
         results.arms[key] = Arm(runs, name, colour, style, dict(case.variant.label))
         results.settings[key.setting] = case.setting
         found = {str(run.value("dataset")) for run in runs}
         results.stand_ins |= found - set(case.setting.datasets)
     return results
+
+
+def _looks(keys: Collection[Key]) -> dict[tuple[str, str], int]:
+    """Numbers of looks: a method's is the same on all figures, a further variant gets another."""
+    order, found = list(METHODS), dict[tuple[str, str], int]()
+    lines = dict.fromkeys((key.method, key.variant) for key in keys)
+    first = {method: (method, variant) for method, variant in reversed(lines)}
+    for method, line in first.items():
+        found[line] = order.index(method)
+    for line in lines:
+        if line not in found:
+            found[line] = next(k for k in count() if k not in found.values())
+    return found
 
 
 def _read_costs(job: CostJob) -> Costs:

@@ -9,10 +9,19 @@ import pandas as pd
 import pytest
 
 from inference.reproduce import figures
-from inference.reproduce.cases import METHODS, Case, Key, every_method, mnist, sigma
+from inference.reproduce.cases import (
+    METHODS,
+    Case,
+    Key,
+    every_method,
+    mnist,
+    network,
+    sigma,
+)
 from inference.reproduce.claims import Claim, ahead, right_way, score
-from inference.reproduce.jobs import CostJob, Place
+from inference.reproduce.jobs import CostJob, Place, RunJob
 from inference.reproduce.page import Missing, write_index, write_target
+from inference.reproduce.results import collect
 from inference.reproduce.targets import Target
 
 SETTING = mnist(25)
@@ -138,6 +147,16 @@ def test_figures_show_every_arm(draw, write_run, place):
     else:
         (axes,) = figure.axes
         assert len({line.get_color() for line in axes.lines}) == 2
+
+
+def test_a_method_looks_the_same_on_all_figures_and_its_variants_differ(write_run, place):
+    turned = [Case(SETTING, METHODS["bads"], variant) for variant in (sigma(0.05), network())]
+    alone = collect([write_run(BLO, 0, place)], "small").arms
+    jobs = [write_run(one, 0, place) for one in (BADS, *turned)]
+    arms = collect([*jobs, RunJob(BLO, 0, place)], "small").arms
+    look = {key: (arm.colour, arm.style) for key, arm in arms.items()}
+    assert len(set(look.values())) == 4
+    assert look[BLO.key] == (alone[BLO.key].colour, alone[BLO.key].style)
 
 
 def test_costs_are_shown_beside_plain_training(place):
