@@ -227,7 +227,7 @@ def webnlg(kind: str) -> Setting:
     """Efficient learning: "full", or "controlled" with a close and a far domain."""
     meta = {"full": 30, "controlled": 50}[kind]
     task = ("task=webnlg", f"task.kind={kind}", f"task.meta_per_domain={meta}", "chains=1")
-    steps = {"trial": 6, "small": {"full": 1000, "controlled": 400}[kind], "paper": 40_000}
+    steps = {"trial": 6, "small": {"full": 1000, "controlled": 600}[kind], "paper": 40_000}
     small = (*task, "task.model=built")
     return Setting(
         f"webnlg-{kind}",
