@@ -85,14 +85,18 @@ def _monitor(result: ChainResult) -> TaskMonitor:
     return result.monitor
 
 
-def on_test_set(task: Task, results: Sequence[ChainResult]) -> Scored:
-    """The test set's numbers, from all chains of a task."""
+def ends(results: Sequence[ChainResult]) -> list[Ended]:
+    """The chains at their ends."""
     monitors = [_monitor(result) for result in results]
-    ended = [
+    return [
         Ended(monitor.measure, monitor.network, result.metrics[-1])
         for monitor, result in zip(monitors, results, strict=True)
     ]
-    return task.scoring.scored(monitors[0].test, ended)
+
+
+def on_test_set(task: Task, results: Sequence[ChainResult]) -> Scored:
+    """The test set's numbers, from all chains of a task."""
+    return task.scoring.scored(_monitor(results[0]).test, ends(results))
 
 
 def mean_scores(results: Sequence[ChainResult]) -> Tensor | None:

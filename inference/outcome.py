@@ -20,9 +20,10 @@ from bads_ppl.atomic import atomic_path
 from bads_ppl.chains import ChainResult, evidence
 from bads_ppl.diagnostic_plots import diagnostic_figures
 from bads_ppl.diagnostics import diagnose
+from bads_ppl.groups import group_means
 from bads_ppl.posterior import save, to_arviz
 from bads_ppl.selection import Selection
-from inference.evaluation import mean_scores, on_test_set
+from inference.evaluation import ends, mean_scores, on_test_set
 from inference.experiment import Experiment
 from inference.extremes import write_extremes, write_samples
 from inference.folder import METRICS, RESULTS
@@ -55,9 +56,10 @@ def report(experiment: Experiment, chains: list[ChainResult]) -> dict[str, Any]:
         task.train.ids.numpy(),
         [chain.draws.w for chain in chains],
         evidence=found,
-        columns={"group": group, **label, **chosen_by, **diagnostics.columns()},
+        columns={"group": group, **label, **task.columns, **chosen_by, **diagnostics.columns()},
     )
     selection.to_parquet(folder / "weights.parquet")
+    means = group_means(draws, {name: mask.numpy() for name, mask in task.groups.items()})
     scored = on_test_set(task, chains)
     if scored.samples:
         write_samples(folder, scored.samples)
@@ -102,11 +104,12 @@ def report(experiment: Experiment, chains: list[ChainResult]) -> dict[str, Any]:
         "test": scored.numbers,
         "groups": {
             name: {
-                "mean_weight": float(selection.mean[mask.numpy()].mean()),
-                "count": int(mask.sum()),
-                "high": name in task.high,
+                "mean_weight": group.mean,
+                "interval": [group.low, group.high],  # 95 % of the draws
+                "count": int(task.groups[name].sum()),
+                "high": name in task.high if task.high else None,
             }
-            for name, mask in task.groups.items()
+            for name, group in means.items()
         },
         **right_labels(task, setup, selection, scores),
         "diagnostics": diagnostics.to_dict(),
@@ -121,6 +124,8 @@ def report(experiment: Experiment, chains: list[ChainResult]) -> dict[str, Any]:
         "versions": versions(),
         "warnings": list(task.warnings),
     }
+    if task.delivery is not None:
+        task.delivery(folder, selection, ends(chains), results)
     with atomic_path(folder / RESULTS) as path:
         path.write_text(json.dumps(results, indent=2) + "\n")
     return results

@@ -24,8 +24,10 @@ from bads_ppl.errors import InputError
 from inference.fitting import fit, fitted
 from inference.options import ProxyOptions
 from inference.scores import content_key
-from models.seq2seq import IGNORED, Seq2Seq, token_loss
-from models.seq2seq_tokens import SPECIAL, Pieces, new_folder
+from models.language import IGNORED, token_loss
+from models.seq2seq import Seq2Seq
+from models.seq2seq_tokens import SPECIAL, Pieces
+from models.tokens import new_folder
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +153,7 @@ def pretrained_folder(
     }
     folder = built.with_name(f"{built.name}-pretrained-{content_key(more if pairs else about)}")
     if folder.is_dir():
-        return _complete(folder)
+        return complete(folder)
     pieces = Pieces(built, max_source, max_target)
 
     def train(
@@ -188,7 +190,12 @@ def pretrained_folder(
     return folder
 
 
-def _complete(folder: Path) -> Path:
+def complete(folder: Path) -> Path:
+    """The folder of a model that was trained on the spot.
+
+    Raises:
+        InputError: if it has no weights.
+    """
     if not any(folder.glob("*.safetensors")):
         raise InputError(f"the model in {folder} lacks its weights: remove it to have it made anew")
     return folder

@@ -210,6 +210,14 @@ class MeanOfTheta:
                 self.mean[name] += (parameter - self.mean[name]) / self.count.item()
 
     @torch.no_grad()
+    def set(self, network: nn.Module) -> None:
+        """Forget what was counted, and count the network's parameters in."""
+        self.count.fill_(1)
+        for name, parameter in network.named_parameters():
+            if name in self.mean:
+                self.mean[name].copy_(parameter)
+
+    @torch.no_grad()
     def put(self, network: nn.Module) -> nn.Module:
         """A copy of the network with the mean."""
         own = copy.deepcopy(network)

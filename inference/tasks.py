@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,10 +20,19 @@ from torch import Tensor
 from bads_ppl.data import Data, check_disjoint
 from bads_ppl.errors import InputError
 from bads_ppl.losses import Loss, cross_entropy
+from bads_ppl.selection import Selection
 from inference.augmentation import crop_and_flip
 from inference.cifar import load_cifar10
-from inference.scoring import Classes, Scoring
+from inference.scoring import Classes, Ended, Scoring
 from inference.sources import ImageSplits, load_mnist
+
+
+class Deliver(Protocol):
+    """Writes files into a run's folder, given its weights, its chains and its results so far."""
+
+    def __call__(
+        self, folder: Path, selection: Selection, ended: Sequence[Ended], about: Mapping[str, Any]
+    ) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,8 @@ class Task:
         loss: per-example loss.
         network: what a backbone must know beside the number of classes.
         scoring: how the test points are scored.
+        columns: further columns of the table of weights, each with N_t values.
+        delivery: writes into the run's folder what else its user takes away.
         depends: JSON-able: what networks depend on beside the points and the options of their
             backbone, such as a pretrained model's files; part of the key of proxies.
     """
@@ -72,6 +83,8 @@ class Task:
     loss: Loss = cross_entropy
     network: Mapping[str, Any] = field(default_factory=dict)
     scoring: Scoring = field(default_factory=Classes)
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    delivery: Deliver | None = None
     depends: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -82,6 +95,12 @@ class Task:
                 f"a task must have one text per train point, got {len(self.texts)} texts for "
                 f"{len(self.train)} points"
             )
+        for name, values in self.columns.items():
+            if len(values) != len(self.train):
+                raise InputError(
+                    f"column {name!r} must have one value per train point, got {len(values)} for "
+                    f"{len(self.train)} points"
+                )
 
     @property
     def shape(self) -> Mapping[str, Any]:

@@ -6,11 +6,13 @@ what cannot be read is named with its line.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -68,17 +70,10 @@ def read_texts(path: Path, *, text: str, label: str, empty: Empty = "refuse") ->
         InputError: if the file cannot be read, lacks a column, or holds something else than texts
             and labels; naming the line.
     """
-    if not path.is_file():
-        raise InputError(f"there is no file {path.absolute()}: name the file of texts")
-    kind = next((s for s in reversed(path.suffixes) if s != ".gz"), "")
     readers = {".csv": _csv, ".tsv": _csv, ".jsonl": _json, ".ndjson": _json, ".parquet": _parquet}
-    if kind not in readers or (kind == ".parquet" and path.suffix == ".gz"):
-        raise InputError(
-            f"{path} must end in {', '.join(KINDS)} (all but .parquet also with .gz), got "
-            f"{path.suffix or 'no ending'!r}: write the texts as one of these"
-        )
+    reader = readers[kind_of(path, KINDS, "texts")]
     found, missing = Texts([], [], []), []
-    for number, row in enumerate(readers[kind](path, text, label)):
+    for number, row in enumerate(reader(path, text, label)):
         words, name = _text(row, path, text), _label(row, path, label)
         if not words.strip() or not name:
             missing.append(row.where)
@@ -95,6 +90,28 @@ def read_texts(path: Path, *, text: str, label: str, empty: Empty = "refuse") ->
     if not len(found):
         raise InputError(f"{path} has no rows with text and label: give at least one per class")
     return Texts(found.texts, found.labels, found.ids, len(missing))
+
+
+def kind_of(path: Path, kinds: Sequence[str], what: str) -> str:
+    """The ending of a file that is there, .gz left out.
+
+    Args:
+        path: the file.
+        kinds: endings that are read, .parquet among them; all others also with .gz.
+        what: what the file holds, for messages.
+
+    Raises:
+        InputError: if it is not there, or ends otherwise.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no file {path.absolute()}: name the file of {what}")
+    kind = next((s for s in reversed(path.suffixes) if s != ".gz"), "")
+    if kind not in kinds or (kind == ".parquet" and path.suffix == ".gz"):
+        raise InputError(
+            f"{path} must end in {', '.join(kinds)} (all but .parquet also with .gz), got "
+            f"{path.suffix or 'no ending'!r}: write the {what} as one of these"
+        )
+    return kind
 
 
 def _text(row: _Row, path: Path, column: str) -> str:
@@ -135,20 +152,31 @@ def lines(path: Path) -> Iterator[str]:
     Raises:
         InputError: if it is not UTF-8, naming the line, or a damaged gzip file.
     """
+    for number, line in _numbered(path):
+        yield _decoded(line, f"{path}, line {number}")
+
+
+def _numbered(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers, from 1 on, without a byte order mark."""
     number = 0
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}, line {number}: expected UTF-8, got the byte "
-            f"{error.object[error.start]:#04x}: save the file as UTF-8"
-        ) from error
+                yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(
             f"{path}, after line {number}: expected a whole gzip file, got: {error}: replace it by "
             "an intact copy"
+        ) from error
+
+
+def _decoded(line: bytes, where: str) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{where}: expected UTF-8, got the byte {error.object[error.start]:#04x}: save the "
+            "file as UTF-8"
         ) from error
 
 
@@ -188,21 +216,40 @@ def objects(path: Path, form: str) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         InputError: if the file cannot be read, or a line is no JSON object.
     """
-    for number, line in enumerate(lines(path), 1):
+    for where, row in attempts(path, form):
+        if isinstance(row, InputError):
+            raise row
+        yield where, row
+
+
+def attempts(path: Path, form: str) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
+    """As `objects`, with what is wrong in place of a line that is no JSON object in UTF-8.
+
+    Raises:
+        InputError: if the file cannot be read, such as a damaged gzip file.
+    """
+    for number, line in _numbered(path):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
+        row: dict[str, Any] | InputError
         try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InputError(
-                f"{where}: expected one JSON object, got: {error}: mend that line"
-            ) from error
-        if not isinstance(row, dict):
-            raise InputError(
-                f"{where}: expected a JSON object, got {type(row).__name__}: write {form}"
-            )
+            row = _object(_decoded(line, where), where, form)
+        except InputError as error:
+            row = error
         yield where, row
+
+
+def _object(line: str, where: str, form: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{where}: expected one JSON object, got: {error}: mend that line"
+        ) from error
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: expected a JSON object, got {type(row).__name__}: write {form}")
+    return row
 
 
 def _json(path: Path, text: str, label: str) -> Iterator[_Row]:
@@ -218,16 +265,29 @@ def _json(path: Path, text: str, label: str) -> Iterator[_Row]:
 
 
 def _parquet(path: Path, text: str, label: str) -> Iterator[_Row]:
+    with readable(path, "parquet"):
+        _check_columns(path, pq.read_schema(path).names, [text, label])
+    for number, row in enumerate(parquet_rows(path, [text, label])):
+        yield _Row(f"row {number}", row[text], row[label])
+
+
+def parquet_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Rows of a parquet file, by column.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    with readable(path, "parquet"):
+        for block in pq.ParquetFile(path).iter_batches(columns=columns):
+            yield from block.to_pylist()
+
+
+@contextmanager
+def readable(path: Path, kind: str) -> Iterator[None]:
+    """Says of what goes wrong in pyarrow that the file is damaged."""
     try:
-        file = pq.ParquetFile(path)
-        _check_columns(path, file.schema_arrow.names, [text, label])
-        number = 0
-        for block in file.iter_batches(columns=[text, label]):
-            columns = block.column(text).to_pylist(), block.column(label).to_pylist()
-            for words, name in zip(*columns, strict=True):
-                yield _Row(f"row {number}", words, name)
-                number += 1
+        yield
     except (pa.ArrowException, OSError) as error:
         raise InputError(
-            f"{path} cannot be read as parquet ({' '.join(str(error).split())}): write it again"
+            f"{path} cannot be read as {kind} ({' '.join(str(error).split())}): write it again"
         ) from error

@@ -25,8 +25,8 @@ from inference.tasks import Task
 from inference.webnlg_entries import Entry, find_webnlg, linearise
 from inference.webnlg_splits import Kind, Splits, generated, splits_of
 from inference.writing import Writing
+from models.language import IGNORED, sequence_loss, token_loss
 from models.pretrained import T5_SMALL, find_model
-from models.seq2seq import IGNORED, sequence_loss, token_loss
 from models.seq2seq_tokens import Pieces, build_folder
 
 SOURCES = ("auto", "files", "generated")

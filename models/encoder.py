@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bads_ppl.errors import InputError
+from models.lora import adapted
 from models.pretrained import load_weights, read_config, read_tokenizer
 
 Tune = Literal["frozen", "full", "lora"]
@@ -90,7 +91,7 @@ class Encoder(nn.Module):
 
     def __init__(self, folder: Path, tune: Tune = "frozen", rank: int = 8) -> None:
         super().__init__()
-        self.model = _adapted(_load(folder), rank) if tune == "lora" else _load(folder)
+        self.model = adapted(_load(folder), rank) if tune == "lora" else _load(folder)
         if tune == "frozen":
             self.model.requires_grad_(False)
 
@@ -122,22 +123,6 @@ def _load(folder: Path) -> Any:
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # the mean of the states takes its place
     return model.eval()
-
-
-def _adapted(model: Any, rank: int) -> Any:
-    """The model with its own weights fixed and a trainable low-rank change of each linear layer."""
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise InputError(
-            "tune=lora needs the package peft: pip install bads-ppl[text], or take tune=full or "
-            "tune=frozen"
-        ) from error
-    if rank < 1:
-        raise InputError(f"rank must be at least 1, got {rank}")
-    lora = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear")
-    model.requires_grad_(False)
-    return inject_adapter_in_model(lora, model)
 
 
 @torch.no_grad()

@@ -147,9 +147,13 @@ def load_weights(kind: Any, folder: Path, **options: Any) -> Any:
     Raises:
         InputError: if the weights cannot be read.
     """
+    import transformers
+
     no_bars_in_logs()
+    version = tuple(map(int, transformers.__version__.split(".")[:2]))
+    options["dtype" if version >= (4, 56) else "torch_dtype"] = torch.float32
     try:
-        return kind.from_pretrained(folder, use_safetensors=True, dtype=torch.float32, **options)
+        return kind.from_pretrained(folder, use_safetensors=True, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"model {folder} cannot be loaded ({' '.join(str(error).split())}): replace its "

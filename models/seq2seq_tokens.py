@@ -6,22 +6,25 @@ tokenizer that was trained on the texts, and the configuration of a T5 (Raffel e
 
 from __future__ import annotations
 
-import hashlib
-import json
-import secrets
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from bads_ppl.atomic import atomic_path, make_folder
 from bads_ppl.errors import InputError
+from models.language import IGNORED
 from models.pretrained import read_config, read_tokenizer
-from models.seq2seq import IGNORED, start_token
+from models.seq2seq import start_token
+from models.tokens import (
+    built,
+    known,
+    padded,
+    special,
+    trained_on,
+    write_config,
+    write_tokenizer,
+)
 
 SPECIAL = ("<pad>", "</s>", "<unk>")
 """Special tokens of a tokenizer that is made here, ids 0, 1 and 2 as T5 has them."""
@@ -31,8 +34,6 @@ SIZES: dict[str, dict[str, int]] = {
     "small": {"d_model": 512, "d_kv": 64, "num_heads": 8, "d_ff": 2048, "num_layers": 6},
 }
 """Sizes of a T5; `num_layers` of the encoder, and as many of the decoder. "small" is T5-small."""
-
-_FORMAT = 1  # of built folders: part of their names
 
 
 class Pieces:
@@ -65,24 +66,10 @@ class Pieces:
                     f"model {folder}, got {length}: the last one is the end token"
                 )
         self.max_source, self.max_target = max_source, max_target
-        self.padding: int = self._special(folder, "padding", self._tokenizer.pad_token_id)
-        self.end: int = self._special(folder, "end", self._tokenizer.eos_token_id)
+        self.padding: int = special(folder, "padding", self._tokenizer.pad_token_id)
+        self.end: int = special(folder, "end", self._tokenizer.eos_token_id)
         self.start: int = start_token(config, folder)
-        self.vocabulary: int = config.vocab_size
-        if len(self._tokenizer) > config.vocab_size:
-            raise InputError(
-                f"the tokenizer of model {folder} knows {len(self._tokenizer)} tokens and its "
-                f"config.json says vocab_size {config.vocab_size}: take the tokenizer that the "
-                "model was made with"
-            )
-
-    def _special(self, folder: Path, name: str, found: int | None) -> int:
-        if found is None:
-            raise InputError(
-                f"the tokenizer of model {folder} has no {name} token: take a sequence-to-sequence "
-                "model such as T5, with the tokenizer's files that belong to it"
-            )
-        return found
+        self.vocabulary: int = known(folder, self._tokenizer)
 
     def source(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each source, the end token last, however long."""
@@ -123,20 +110,16 @@ class Pieces:
                 f"each source needs one target, got {len(sources)} sources and {len(targets)} "
                 "targets"
             )
-        ids = self._padded(sources, self.max_source, self.padding)
-        mask = self._padded([[1] * len(text) for text in sources], self.max_source, 0)
+        sources = [self._cut(source, self.max_source) for source in sources]
+        targets = [self._cut(target, self.max_target) for target in targets]
         return {
-            "ids": ids,
-            "mask": mask,
-            "labels": self._padded(targets, self.max_target, IGNORED),
+            "ids": padded(sources, self.padding),
+            "mask": padded([[1] * len(source) for source in sources], 0),
+            "labels": padded(targets, IGNORED),
         }
 
-    def _padded(self, rows: Sequence[list[int]], most: int, filler: int) -> Tensor:
-        cut = [row if len(row) <= most else [*row[: most - 1], row[-1]] for row in rows]
-        padded = torch.full((len(cut), max(map(len, cut))), filler)
-        for place, row in zip(padded, cut, strict=True):
-            place[: len(row)] = torch.tensor(row)
-        return padded
+    def _cut(self, row: list[int], most: int) -> list[int]:
+        return row if len(row) <= most else [*row[: most - 1], row[-1]]
 
 
 # ------------------------------------------------------------------------- made of the texts
@@ -167,8 +150,6 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int, folder: Path) -> None
         trainers,
     )
 
-    if not any(text.strip() for text in texts):
-        raise InputError(f"a tokenizer needs texts to be trained on, got {len(texts)} without any")
     made = Tokenizer(models.BPE(unk_token=SPECIAL[2]))
     made.normalizer = normalizers.Sequence(
         [
@@ -183,26 +164,12 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int, folder: Path) -> None
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary, special_tokens=list(SPECIAL), show_progress=False
     )
-    made.train_from_iterator(texts, trainer)
-    if made.get_vocab_size() > vocabulary:  # the trainer keeps every character
-        raise InputError(
-            f"vocabulary must be at least {made.get_vocab_size()}, the special tokens and the "
-            f"characters of the texts, got {vocabulary}: try 8000"
-        )
+    trained_on(made, trainer, texts, "the special tokens and the characters of the texts")
     made.post_processor = processors.TemplateProcessing(
         single=f"$A {SPECIAL[1]}", special_tokens=[(SPECIAL[1], 1)]
     )
-    with atomic_path(folder / "tokenizer.json") as path:
-        made.save(str(path))
-    about = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "pad_token": SPECIAL[0],
-        "eos_token": SPECIAL[1],
-        "unk_token": SPECIAL[2],
-        "clean_up_tokenization_spaces": False,
-    }
-    with atomic_path(folder / "tokenizer_config.json") as path:
-        path.write_text(json.dumps(about, indent=2))
+    names = {"pad_token": SPECIAL[0], "eos_token": SPECIAL[1], "unk_token": SPECIAL[2]}
+    write_tokenizer(made, names, folder)
 
 
 def build_folder(
@@ -224,39 +191,12 @@ def build_folder(
     """
     if size not in SIZES:
         raise InputError(f"size of a built model must be one of {sorted(SIZES)}, got {size!r}")
-    folder = cache / f"t5-{size}-{_key(texts, size, vocabulary)}"
-    if not folder.is_dir():
-        with new_folder(folder) as temporary:
-            train_tokenizer(texts, vocabulary, temporary)
-            _write_config(temporary, size)
-    return folder
 
+    def fill(folder: Path) -> None:
+        train_tokenizer(texts, vocabulary, folder)
+        _write_config(folder, size)
 
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder, which takes the name of `folder` once the body has filled it.
-
-    Where another process has made `folder` meanwhile, that one stays.
-    """
-    make_folder(folder.parent, "cache")
-    temporary = folder.parent / f".{folder.name}.{secrets.token_hex(4)}"
-    temporary.mkdir()
-    try:
-        yield temporary
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _key(texts: Sequence[str], size: str, vocabulary: int) -> str:
-    content = hashlib.sha256(json.dumps([_FORMAT, size, vocabulary]).encode())
-    for text in texts:
-        content.update(json.dumps(text).encode() + b"\n")
-    return content.hexdigest()[:16]
+    return built(cache, f"t5-{size}", (size, vocabulary), texts, fill)
 
 
 def _write_config(folder: Path, size: str) -> None:
@@ -264,5 +204,4 @@ def _write_config(folder: Path, size: str) -> None:
 
     tokens = len(read_tokenizer(folder))
     config = T5Config(vocab_size=tokens, dropout_rate=0.0, decoder_start_token_id=0, **SIZES[size])
-    with atomic_path(folder / "config.json") as path:
-        path.write_text(config.to_json_string())
+    write_config(config, folder)

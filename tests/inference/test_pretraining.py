@@ -14,7 +14,8 @@ from bads_ppl.chains import Stopped
 from bads_ppl.errors import InputError
 from inference import fitting
 from inference.pretraining import KEPT, LENGTH, PARTS, Copying, Renaming, pretrained_folder
-from models.seq2seq import IGNORED, Seq2Seq
+from models.language import IGNORED
+from models.seq2seq import Seq2Seq
 from models.seq2seq_tokens import SIZES, SPECIAL, Pieces, build_folder
 
 NAMES = ("Ann", "Bob", "Cy", "Dora", "Eve")

@@ -17,7 +17,7 @@ from inference.tasks import Task
 from inference.webnlg import webnlg
 from inference.webnlg_splits import generated, splits_of
 from inference.writing import Writing
-from models.seq2seq import IGNORED
+from models.language import IGNORED
 from models.seq2seq_tokens import SIZES, Pieces
 
 SMALL = {"d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 24, "num_layers": 1}

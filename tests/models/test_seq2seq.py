@@ -23,8 +23,9 @@ from bads_ppl.sgld import SGLD
 from bads_ppl.weights import InstanceWeights, WeightNetwork
 from models.bilevel import bilevel
 from models.joint import joint
+from models.language import IGNORED, sequence_loss, token_loss
 from models.normalised import normalised
-from models.seq2seq import IGNORED, Seq2Seq, sequence_loss, token_loss
+from models.seq2seq import Seq2Seq
 from models.seq2seq_tokens import SIZES, Pieces, build_folder
 
 NAMES = ("Aarhus Airport", "Alan Bean", "the 11th Mississippi", "José Martí")

@@ -12,8 +12,8 @@ from transformers import AutoTokenizer, BartConfig, PreTrainedTokenizerFast, T5C
 
 from bads_ppl.errors import InputError
 from models import seq2seq_tokens
+from models.language import IGNORED
 from models.pretrained import read_config
-from models.seq2seq import IGNORED
 from models.seq2seq_tokens import Pieces, build_folder, train_tokenizer
 
 NAMES = ("Aarhus Airport", "Café Zoë", "José Martí", "the 11th Mississippi", "Alan Bean")

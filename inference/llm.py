@@ -1,0 +1,382 @@
+"""The task `llm`: instruction data from several sources, and a few examples of what is wanted.
+
+A causal language model is fine-tuned on the responses, whole or by an adapter, and every example
+gets a weight. What to be good at is a benchmark (MMLU, ARC, HellaSwag), or what a file of checked
+examples shows. Where no model can be had, a small Llama is made on the spot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from bads_ppl.data import Data
+from bads_ppl.errors import InputError
+from inference.causal_pretraining import pretrained_causal
+from inference.embeddings import folder_version
+from inference.instruction_sets import (
+    Reading,
+    Target,
+    read_sources,
+    read_target,
+    shuffled,
+    thinned,
+    without_targets,
+)
+from inference.instructions import Conversation, Instructions, OnError, find_examples
+from inference.llm_outputs import Delivery
+from inference.made_instructions import MADE, made_instructions
+from inference.next_tokens import NextTokens
+from inference.sources import SPLITS
+from inference.tasks import Task
+from inference.text_files import Empty
+from models.chat import Chat, Encoded, build_folder
+from models.language import sequence_loss, token_loss
+from models.pretrained import find_model
+
+SOURCES = ("auto", "files", "generated")
+LOSSES = {"token": token_loss, "sequence": sequence_loss}
+SHARE = 0.2
+"""Share of the train examples to select where nothing is known of them."""
+
+Long = Literal["cut", "drop", "refuse"]
+"""What becomes of conversations with more tokens than the network is shown."""
+
+
+def llm(
+    *,
+    root: str,
+    source: str,
+    seed: int,
+    cache: Path,
+    device: torch.device | None = None,
+    split: str = "test",
+    train: str | None = None,
+    meta: str | None = None,
+    test: str | None = None,
+    sources: Mapping[str, str] | None = None,
+    target: str | None = None,
+    meta_count: int | None = None,
+    per_source: int | None = None,
+    shuffle: Sequence[str] = (),
+    remove_meta: bool = False,
+    on_error: OnError = "refuse",
+    empty: Empty = "refuse",
+    model: str | None = None,
+    size: Literal["tiny", "small"] = "tiny",
+    vocabulary: int = 2000,
+    pretraining: int = 2000,
+    max_tokens: int = 256,
+    long: Long = "cut",
+    loss: Literal["token", "sequence"] = "token",
+    tested: int = 300,
+    batch: int = 32,
+) -> Task:
+    """Instructions to weigh and to learn from.
+
+    Args:
+        root: folder of the examples and the benchmarks.
+        source: "auto"; "files" never comes to the made-up set; "generated" takes it.
+        seed: draws meta and validation examples, those of `per_source`, and what is shuffled.
+        cache: folder of built models.
+        device: where a built one is trained; None: the CPU.
+        split: "validation" reports on half of the validation examples and chooses by the others.
+        train: a file of instructions, the only source.
+        meta: a file of checked examples, in place of `target`.
+        test: a file of test examples; None: a quarter of the meta file is set aside.
+        sources: name to file, folder or name of an example; None: the examples that root has.
+        target: a benchmark, or an example with a test split; None, without `meta`: mmlu.
+        meta_count: meta examples (of MMLU: of each subject), and as many to choose the network by.
+        per_source: most examples of a source; None: all.
+        shuffle: sources whose responses are shuffled, as trouble to find.
+        remove_meta: leave meta examples that stand in a train source out of it.
+        on_error: what becomes of malformed lines.
+        empty: what becomes of rows with an empty prompt or response.
+        model: id or local folder of a causal language model; None or "built": one made on the spot.
+        size: of a built model.
+        vocabulary: most tokens of a built model.
+        pretraining: steps in which a built model learns the language of conversations that are not
+            weighed or tested on, or of the train examples where there are no others; 0: none.
+        max_tokens: of a conversation that the network is shown.
+        long: what becomes of longer train and meta conversations; others are cut.
+        loss: "token": mean over a response's tokens; "sequence": their sum, the likelihood of (3).
+        tested: most test examples that next tokens are told of, evenly spaced.
+        batch: examples that go through the network together in evaluations.
+
+    Raises:
+        InputError: for files that cannot be used, names that do not exist, impossible sizes, or a
+            model that cannot be had.
+    """
+    _check(source, split, long=long, loss=loss, pretraining=pretraining, tested=tested)
+    reading = Reading(on_error, empty)
+    place = Path(root)
+    named = _named(train, sources)
+    made = source == "generated" or (
+        source == "auto" and not (named or meta or target) and not find_examples(place)
+    )
+    if made:
+        if named or meta or test or target:
+            raise InputError("data.source=generated takes no files: leave out sources and target")
+        offered, aim = made_instructions()
+        name = MADE
+    else:
+        aim = read_target(
+            place,
+            target if target or meta else "mmlu",
+            meta=meta,
+            test=test,
+            count=meta_count,
+            seed=seed,
+            reading=reading,
+        )
+        offered = [thinned(one, per_source, seed) for one in read_sources(place, named, reading)]
+        name = f"instructions for {aim.name}"
+    chosen, notes = without_targets(offered, aim, remove=remove_meta)
+    chosen = _with_trouble(chosen, shuffle, seed)
+    notes = (*_read_notes(chosen), *aim.warnings, *notes)
+    if made:
+        notes = (
+            f"dataset is {MADE!r}, made on the spot: it shows that things run, and its numbers "
+            "mean nothing elsewhere",
+            *notes,
+        )
+    others = [] if made else _others(place, named, reading)
+    folder, pretrained, told = _model(
+        model, size, vocabulary, 0 if made else pretraining, chosen, others, cache, device,
+        max_tokens,
+    )  # fmt: skip
+    return _of_conversations(
+        name,
+        chosen,
+        aim,
+        Chat(folder, max_tokens),
+        split=split,
+        tested=tested,
+        batch=batch,
+        long=long,
+        loss=loss,
+        notes=(*notes, *told),
+        facts={"model": str(model or "built"), "pretrained": pretrained, "target": aim.name},
+        network={"folder": str(folder), "pretrained": pretrained},
+    )
+
+
+def _check(source: str, split: str, **options: Any) -> None:
+    known = {
+        "data.source": (source, SOURCES),
+        "split": (split, SPLITS),
+        "task.data.long": (options["long"], ("cut", "drop", "refuse")),
+        "task.data.loss": (options["loss"], LOSSES),
+    }
+    for name, (value, several) in known.items():
+        if value not in several:
+            raise InputError(f"{name} must be one of {', '.join(several)}, got {value!r}")
+    for name, least in (("pretraining", 0), ("tested", 1)):
+        if options[name] < least:
+            raise InputError(f"task.data.{name} must be at least {least}, got {options[name]}")
+
+
+def _named(train: str | None, sources: Mapping[str, str] | None) -> dict[str, str]:
+    if train is not None and sources:
+        raise InputError(
+            f"got both data.train={train} and task.data.sources: leave one of them out"
+        )
+    return {Path(train).name.split(".")[0]: train} if train is not None else dict(sources or {})
+
+
+def _with_trouble(
+    sources: Sequence[Instructions], shuffle: Sequence[str], seed: int
+) -> list[Instructions]:
+    names = [shuffle] if isinstance(shuffle, str) else list(shuffle)
+    there = [one.source for one in sources]
+    unknown = [name for name in names if name not in there]
+    if unknown:
+        raise InputError(
+            f"task.data.shuffle names {unknown}, which are no sources: they are {', '.join(there)}"
+        )
+    return [shuffled(one, seed) if one.source in names else one for one in sources]
+
+
+def _read_notes(sources: Sequence[Instructions]) -> list[str]:
+    return [
+        f"{count} rows of source {one.source!r} {what} and were left out"
+        for one in sources
+        for count, what in (
+            (one.skipped, "are malformed"),
+            (one.empty, "have an empty prompt or response"),
+        )
+        if count
+    ]
+
+
+def _others(root: Path, named: Mapping[str, str], reading: Reading) -> list[Conversation]:
+    """Conversations of the examples that are no sources: to learn a language from."""
+    if not named:
+        return []
+    rest = {name: name for name in find_examples(root) if name not in named.values()}
+    found = read_sources(root, rest, reading) if rest else []
+    return [one for source in found for one in source.conversations]
+
+
+# ------------------------------------------------------------------------------------ the model
+
+
+def _model(
+    name: str | None,
+    size: Literal["tiny", "small"],
+    vocabulary: int,
+    pretraining: int,
+    sources: Sequence[Instructions],
+    others: Sequence[Conversation],
+    cache: Path,
+    device: torch.device | None,
+    max_tokens: int,
+) -> tuple[Path, bool, tuple[str, ...]]:
+    """The model's folder, whether it has weights, and what the reader must know."""
+    if name not in (None, "built"):
+        return find_model(str(name)), True, ()
+    own = [one for source in sources for one in source.conversations]
+    texts = [message.content for one in (*own, *others) for message in one]
+    folder = build_folder(cache, texts, size, vocabulary)
+    how, pretrained = "without pretraining", False
+    if pretraining:
+        learned = list(others) or own
+        folder = pretrained_causal(
+            folder,
+            learned,
+            steps=pretraining,
+            max_tokens=max_tokens,
+            device=device or torch.device("cpu"),
+        )
+        what = "other conversations" if others else "conversations, those to be weighed"
+        how, pretrained = f"trained on {len(learned):,} {what}", True
+    note = (
+        f"the network is a Llama of size {size} {how}: its numbers cannot be compared with those "
+        "of a language model (task.model names one)"
+    )
+    return folder, pretrained, (note,)
+
+
+# --------------------------------------------------------------------------------- the task
+
+
+def _of_conversations(
+    name: str,
+    sources: Sequence[Instructions],
+    aim: Target,
+    chat: Chat,
+    *,
+    split: str,
+    tested: int,
+    batch: int,
+    long: Long,
+    loss: str,
+    notes: Sequence[str],
+    facts: Mapping[str, Any],
+    network: Mapping[str, Any],
+) -> Task:
+    """The task of these conversations."""
+    rows = [
+        (source.source, own, one)
+        for source in sources
+        for own, one in zip(source.ids, source.conversations, strict=True)
+    ]
+    validation, test = aim.validation, aim.test
+    if split == "validation":
+        validation, test = validation[::2], validation[1::2]
+    step = max(1, -(-len(test) // tested))
+    parts = {
+        "train": [one for _, _, one in rows],
+        "meta": aim.meta,
+        "validation": validation,
+        "test": test[::step],
+    }
+    encoded = {key: chat.encode(part) for key, part in parts.items()}
+    kept, told = _fitting(encoded, chat.max_tokens, long)
+    rows = [rows[place] for place in kept["train"]]
+    sets = _data(chat, encoded, kept)
+    of = [source for source, _, _ in rows]
+    version = folder_version(Path(network["folder"]))
+    return Task(
+        "llm",
+        name,
+        sets["train"],
+        sets["meta"],
+        sets["test"],
+        classes=0,
+        groups={name: torch.tensor([one == name for one in of]) for name in dict.fromkeys(of)},
+        high=(),
+        sparsity=SHARE,
+        warnings=(*notes, *told),
+        texts=[_in_words(one) for _, _, one in rows],
+        columns={"example": [own for _, own, _ in rows]},
+        facts={
+            **facts,
+            "model_version": version,
+            "sizes": {key: len(one) for key, one in sets.items()},
+        },
+        loss=LOSSES[loss],
+        network=network,
+        scoring=NextTokens(sets["validation"], batch),
+        depends={"model": version, "pretrained": network["pretrained"], "loss": loss},
+        delivery=Delivery(rows, Path(network["folder"])),
+    )
+
+
+def _in_words(one: Conversation) -> str:
+    return "\n".join(f"{message.role}: {message.content}" for message in one)
+
+
+def _fitting(
+    encoded: Mapping[str, Encoded], most: int, long: Long
+) -> tuple[dict[str, list[int]], list[str]]:
+    """Places of the conversations to use, and notes on those that are longer than what is shown."""
+    kept, notes = {}, []
+    for name, part in encoded.items():
+        lost, size = part.lost, len(part)
+        gone = set(lost)
+        said = f"{len(part.cut)} of {size} {name} conversations have more than {most} tokens"
+        if part.cut and long == "refuse":
+            raise InputError(
+                f"{said}: raise task.data.max_tokens, or take task.data.long=cut or drop"
+            )
+        if long == "drop" and name in ("train", "meta"):
+            gone |= set(part.cut)
+        kept[name] = [place for place in range(size) if place not in gone]
+        if not kept[name]:
+            raise InputError(
+                f"{said}, and nothing is left of the {name} set: raise task.data.max_tokens"
+            )
+        if part.cut:
+            whose = f", {len(lost)} of them as their prompts alone are longer" if lost else ""
+            notes.append(
+                f"{said}: {len(part.cut) - len(gone)} were cut, {len(gone)} left out{whose}"
+            )
+    return kept, notes
+
+
+def _data(
+    chat: Chat, encoded: Mapping[str, Encoded], kept: Mapping[str, list[int]]
+) -> dict[str, Data]:
+    """All sets, padded to the same length, with ids that count through them."""
+    parts = [part.take(kept[name]) for name, part in encoded.items()]
+    ids = [row for part in parts for row in part.ids]
+    labels = [row for part in parts for row in part.labels]
+    padded = chat.pad(Encoded(ids, labels, cut=[]))
+    lengths: Tensor = padded["mask"].sum(1)
+    found, start = {}, 0
+    for name, places in kept.items():
+        rows = slice(start, start + len(places))
+        start = rows.stop
+        found[name] = Data(
+            {key: x[rows] for key, x in padded.items()},
+            padded["labels"][rows],
+            torch.arange(rows.start, rows.stop),
+            name=name,
+            lengths=lengths[rows],
+        )
+    return found

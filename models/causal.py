@@ -1,0 +1,144 @@
+"""Causal language models as networks: log-probabilities of the tokens that responses consist of."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from bads_ppl.errors import InputError
+from models.language import (
+    IGNORED,
+    LanguageModel,
+    Precision,
+    cut,
+    language_model,
+    log_probabilities,
+)
+from models.lora import adapted, save_adapter
+
+Tune = Literal["full", "lora"]
+"""What is trained: the whole model, or a low-rank change of its linear layers."""
+
+
+class Causal(LanguageModel):
+    """{"ids", "mask", "labels"} to log-probabilities (B, T) of the labels' tokens, 0 where none.
+
+    All are (B, T), as `Chat.pad` makes them: labels[b, t] is the token at place t where it counts,
+    as those of responses do, else `IGNORED`. Its log-probability comes from the logits at t - 1;
+    at place 0 there are none, so that nothing counts there. The embedding of a row is the mean of
+    its token embeddings, those of the input embedding matrix, padding left out.
+
+    Args:
+        folder: as of `LanguageModel`, like pretrained, rows, precision and checkpoint.
+        pretrained: see there.
+        tune: what is trained.
+        rank: of the change of each linear layer, with tune "lora" (Hu et al., 2022), at least 1.
+        rows: see there.
+        precision: see there.
+        checkpoint: see there.
+
+    Raises:
+        InputError: if the model cannot be had, is not causal or lacks weights, an option is out of
+            range, or `peft` is missing for "lora".
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        pretrained: bool,
+        tune: Tune = "full",
+        rank: int = 8,
+        rows: int | None = None,
+        precision: Precision = "float32",
+        checkpoint: bool = False,
+    ) -> None:
+        if tune not in ("full", "lora"):
+            raise InputError(f"tune must be full or lora, got {tune!r}")
+        super().__init__(
+            folder, pretrained=pretrained, rows=rows, precision=precision, checkpoint=checkpoint
+        )
+        self.base, self.tune = str(folder), tune
+        if tune == "lora":
+            self.model = adapted(self.model, rank)
+        self._chooses = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+
+    def _load(self, folder: Path, pretrained: bool) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        names = {"what": "causal language model", "such": "a Llama"}
+        model = language_model(AutoModelForCausalLM, folder, pretrained, **names)
+        _check_causal(model, folder)
+        return model
+
+    def _width(self, folder: Path) -> int:
+        return int(self.model.get_input_embeddings().weight.shape[1])
+
+    def _piece(self, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        ids, mask = cut(ids, mask)
+        logits, columns = self._logits(ids, mask, labels)
+        found = log_probabilities(logits, labels[:, columns])
+        none = found.new_zeros(labels.shape)
+        return none.index_copy(1, columns, found), self._embeddings(ids, mask)
+
+    def _logits(self, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (b, C, V) for those columns (C,) in which any row has a label."""
+        columns = (labels[:, 1 : ids.shape[1]] != IGNORED).any(0).nonzero().flatten()
+        chosen = {"logits_to_keep": columns} if self._chooses else {}
+        with self.autocast(ids.device):
+            output = self.model(input_ids=ids, attention_mask=mask, use_cache=False, **chosen)
+        logits = output.logits if self._chooses else output.logits[:, columns]
+        return logits, columns + 1
+
+    @torch.no_grad()
+    def _embeddings(self, ids: Tensor, mask: Tensor) -> Tensor:
+        weight = mask.unsqueeze(2).float()
+        states = self.model.get_input_embeddings()(ids).float()
+        return (states * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+    @torch.no_grad()
+    def read(self, input: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Log-probabilities (B, T), and whether the likeliest token is the label's (B, T), bool.
+
+        The latter is False where no token counts.
+        """
+        log_probs, hits = self._in_pieces(self._read, input)
+        return log_probs, hits
+
+    def _read(self, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits, columns = self._logits(*cut(ids, mask), labels)
+        shown = labels[:, columns]
+        found = log_probabilities(logits, shown)
+        hits = logits.argmax(2) == shown
+        none = torch.zeros_like(labels)
+        return (
+            none.to(found.dtype).index_copy(1, columns, found),
+            none.bool().index_copy(1, columns, hits),
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write the model into a folder that is there, or with tune "lora" the adapter.
+
+        The former is read as any model of `transformers`, the latter by `peft`, which puts it on
+        the model that it was made for.
+        """
+        if self.tune == "lora":
+            save_adapter(self.model, self.base, "CAUSAL_LM", folder)
+        else:
+            super().save(folder)
+
+
+@torch.no_grad()
+def _check_causal(model: Any, folder: Path) -> None:
+    """Refuse a model whose logits change with what comes after them: it would see its labels."""
+    ids = torch.tensor([[1, 1], [1, 2]])
+    first, second = model(input_ids=ids, use_cache=False).logits[:, 0].float()
+    if not torch.allclose(first, second, rtol=1e-3, atol=1e-3 * float(first.std())):
+        raise InputError(
+            f"model {folder} is no causal language model: what it says of a token depends on the "
+            "tokens that follow; take one that goes from left to right, such as a Llama"
+        )

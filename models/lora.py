@@ -1,0 +1,63 @@
+"""Low-rank changes of pretrained models (Hu et al., 2022), made and kept by `peft`."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from bads_ppl.atomic import atomic_path
+from bads_ppl.errors import InputError
+
+
+def adapted(model: Any, rank: int) -> Any:
+    """The model with its own weights fixed and a trainable low-rank change of each linear layer.
+
+    The layer that gives a language model's logits stays as it is.
+
+    Args:
+        model: of `transformers`; it is changed in place.
+        rank: of the changes, at least 1.
+
+    Raises:
+        InputError: if `peft` is missing, or the rank is out of range.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise InputError(
+            "tune=lora needs the package peft: pip install bads-ppl[text], or take tune=full or "
+            "tune=frozen"
+        ) from error
+    if rank < 1:
+        raise InputError(f"rank must be at least 1, got {rank}")
+    lora = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear")
+    model.requires_grad_(False)
+    return inject_adapter_in_model(lora, model)
+
+
+def save_adapter(model: Any, base: str, task: str, folder: Path) -> None:
+    """Write the change of an adapted model into a folder that is there, as `peft` does.
+
+    `peft.PeftModel.from_pretrained` reads it back, given the model that was adapted.
+
+    Args:
+        model: as `adapted` gives it.
+        base: id or folder of the model that was adapted.
+        task: what the model is for, as `peft` calls it, such as "CAUSAL_LM".
+        folder: gets adapter_config.json and adapter_model.safetensors.
+    """
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(model)
+    weights = {f"base_model.model.{name}": value.contiguous() for name, value in state.items()}
+    about = copy.deepcopy(model.peft_config["default"])
+    about.base_model_name_or_path = base
+    about.task_type = task
+    about.inference_mode = True
+    about.target_modules = sorted(about.target_modules)  # of a set the order would be random
+    with atomic_path(folder / "adapter_model.safetensors") as path:
+        save_file(weights, path, metadata={"format": "pt"})
+    about.save_pretrained(str(folder))
