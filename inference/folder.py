@@ -15,6 +15,7 @@ from inference.setups import Setup
 
 RESULTS, CONFIG, METRICS = "results.json", "config.yaml", "metrics.jsonl"
 TEXTS, SAMPLES = "texts.csv", "written.csv"
+WEIGHTED, SELECTED, MODEL = "weighted.jsonl", "selected.jsonl", "model"
 
 NOT_SETTINGS = (
     "run_dir",
@@ -38,6 +39,9 @@ WRITTEN = (
     "posterior.nc",
     TEXTS,
     SAMPLES,
+    WEIGHTED,
+    SELECTED,
+    MODEL,
     "removal*",
     RESULTS,
     CONFIG,

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from bads_ppl.atomic import atomic_path
 from bads_ppl.selection import Selection
+from inference.folder import MODEL, SELECTED, WEIGHTED
 from inference.instructions import Conversation
 from inference.scoring import Ended
+from models.pretrained import read_tokenizer
 from models.tokens import new_folder
 
 Row = tuple[str, str, Conversation]
 """Source, id in the source, and conversation."""
-
-WEIGHTED, SELECTED, MODEL = "weighted.jsonl", "selected.jsonl", "model"
 
 CARD = """---
 library_name: transformers
@@ -90,8 +90,7 @@ class Delivery:
         names = dict.fromkeys(sources.tolist())
         means = {name: float(selection.mean[sources == name].mean()) for name in names}
         with new_folder(target) as temporary:
-            for path in self.base.glob("*token*"):
-                shutil.copy(path, temporary)
+            read_tokenizer(self.base).save_pretrained(temporary)
             network.save(temporary)
             card = CARD.format(
                 method=about["method"],

@@ -17,14 +17,15 @@ from bads_ppl.data import Data
 from bads_ppl.errors import InputError
 from bads_ppl.selection import Selection
 from inference import next_tokens
+from inference.folder import MODEL, SELECTED, WEIGHTED, WRITTEN
 from inference.instruction_sets import shuffled
 from inference.instructions import Instructions, Message
 from inference.llm import llm
-from inference.llm_outputs import MODEL, SELECTED, WEIGHTED, Delivery
+from inference.llm_outputs import Delivery
 from inference.made_instructions import made_instructions
 from inference.next_tokens import NextTokens
 from inference.tasks import Task
-from models.chat import SIZES, Chat
+from models.chat import SIZES, Chat, build_folder
 from models.language import IGNORED
 
 ROOT = Path(os.environ.get("BADS_DATA", "data"))
@@ -325,7 +326,7 @@ def test_examples_without_a_response_cannot_be_scored():
 # --------------------------------------------------------------------------------- whole runs
 
 
-def test_a_run_leaves_weights_the_selected_examples_and_the_model(run):
+def test_a_run_leaves_weights_the_selected_examples_and_the_model(run, cache):
     folder = run("task.data.pretraining=0", "sparsity=0.1")
     found, table = results(folder), pd.read_parquet(folder / "weights.parquet")
     assert list(found["test"])[:2] == ["accuracy", "loss"]
@@ -340,7 +341,12 @@ def test_a_run_leaves_weights_the_selected_examples_and_the_model(run):
     assert selected[0]["messages"][-1]["role"] == "assistant"
     model = AutoModelForCausalLM.from_pretrained(folder / MODEL)
     assert model.config.hidden_size == 16
-    assert Chat(folder / MODEL, 20).vocabulary == 400
+    chats = [Chat(place, 99) for place in (folder / MODEL, *cache.glob("llama*"))]
+    said = [[(one["role"], one["content"]) for one in selected[0]["messages"]]]
+    assert chats[0].vocabulary == 400
+    assert any(chats[0].encode(said).ids == chat.encode(said).ids for chat in chats[1:])
+    known = {path for pattern in WRITTEN for path in folder.glob(pattern)}
+    assert set(folder.iterdir()) == known  # what overwrite=true removes
     card = (folder / MODEL / "README.md").read_text()
     assert f"sums {found['groups']['sums']['mean_weight']:.3f}" in card
 
@@ -393,7 +399,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(run, call, cache, tmp_p
 def test_the_model_is_that_of_the_chain_that_is_best_by_validation(tmp_path):
     class Saved(Teller):
         def save(self, folder: Path) -> None:
-            (folder / "kept.txt").write_text(str(float(self.right)))
+            (folder / "kept.txt").write_text(str(float(self.right.detach())))
 
     validation = examples([IGNORED, 4, 5, 6])
     ended = []
@@ -410,7 +416,8 @@ def test_the_model_is_that_of_the_chain_that_is_best_by_validation(tmp_path):
         "settings": {},
         "data": {"target": "x", "model": "y"},
     }
-    delivery = Delivery([("one", "0", said), ("two", "7", said)], tmp_path)
+    base = build_folder(tmp_path, ["a b"], "tiny", 270)
+    delivery = Delivery([("one", "0", said), ("two", "7", said)], base)
     for _ in range(2):  # summed up again, it is replaced
         delivery(tmp_path, selection, ended, about)
     assert (tmp_path / MODEL / "kept.txt").read_text() == "4.0"
