@@ -17,6 +17,9 @@ from inference.reproduce.cases import METHODS, Case, Setting
 from inference.reproduce.cost import PLAIN, ROUNDS, STEPS, WARM_UP
 from inference.run import compose_run
 
+READY_S = 30.0
+"""Seconds until a process of a cost job is ready, at most: it evaluates nothing."""
+
 
 class State(NamedTuple):
     """How far a job has come; `detail` says what differs, or what cannot be read."""
@@ -181,7 +184,7 @@ class CostJob:
         each = steps * self.setting.step_ms[size] / 1000
         methods = [METHODS["mixing"], *(case.method for case in self.cases)]
         ahead = sum(case.proxy_steps(size) for case in self.cases)
-        started = self.setting.start_s[size] * len(methods)
+        started = min(self.setting.start_s[size], READY_S) * len(methods)
         return (
             started
             + each * sum(method.cost for method in methods)
