@@ -12,18 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from bads_ppl.data import Data
-from inference.fitting import fit, fitted
 from inference.instructions import Conversation
 from inference.options import ProxyOptions
-from inference.pretraining import complete
 from inference.scores import content_key
+from inference.trained_folders import complete, depends, learned, write_model
 from models.causal import Causal
 from models.chat import Chat
-from models.language import IGNORED, token_loss
-from models.tokens import new_folder
+from models.language import IGNORED
 
 log = logging.getLogger(__name__)
 
@@ -64,38 +61,24 @@ def pretrained_causal(
     """
     options = dataclasses.replace(OPTIONS, steps=steps)
     about = {
-        "format": _FORMAT,
-        "options": {k: v for k, v in dataclasses.asdict(options).items() if v is not None},
+        **depends(built, options, device, _FORMAT),
         "conversations": content_key({"all": [list(map(list, one)) for one in conversations]}),
         "max_tokens": max_tokens,
-        "built": built.name,
-        "device": device.type,
     }
     folder = built.with_name(f"{built.name}-pretrained-{content_key(about)}")
     if folder.is_dir():
         return complete(folder)
     place = built.with_name(f"{built.name}-learning-{content_key(about)}")
     log.info(f"training a model on {len(conversations):,} conversations for {steps} steps, once")
-
-    def network() -> nn.Module:
-        return Causal(built, pretrained=False).to(device)
-
-    chain = fit(
-        network,
-        token_loss,
-        _every_token(Chat(built, max_tokens), conversations).to(device),
+    network = learned(
+        lambda: Causal(built, pretrained=False).to(device),
+        _every_token(Chat(built, max_tokens), conversations),
         options=options,
-        batches=(OPTIONS.train_batch, 1),
         folder=place,
         about=about,
-        seed=0,
-        what="model",
+        device=device,
     )
-    learned = fitted(chain)
-    assert isinstance(learned, Causal)
-    with new_folder(folder) as temporary:
-        shutil.copytree(built, temporary, dirs_exist_ok=True)
-        learned.save(temporary)
+    write_model(folder, built, network)
     shutil.rmtree(place, ignore_errors=True)
     return folder
 

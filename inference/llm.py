@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from bads_ppl.data import Data
 from bads_ppl.errors import InputError
@@ -34,6 +33,7 @@ from inference.next_tokens import NextTokens
 from inference.sources import SPLITS
 from inference.tasks import Task
 from inference.text_files import Empty
+from inference.token_sets import token_sets
 from models.chat import Chat, Encoded, build_folder
 from models.language import sequence_loss, token_loss
 from models.pretrained import find_model
@@ -367,16 +367,5 @@ def _data(
     ids = [row for part in parts for row in part.ids]
     labels = [row for part in parts for row in part.labels]
     padded = chat.pad(Encoded(ids, labels, cut=[]))
-    lengths: Tensor = padded["mask"].sum(1)
-    found, start = {}, 0
-    for name, places in kept.items():
-        rows = slice(start, start + len(places))
-        start = rows.stop
-        found[name] = Data(
-            {key: x[rows] for key, x in padded.items()},
-            padded["labels"][rows],
-            torch.arange(rows.start, rows.stop),
-            name=name,
-            lengths=lengths[rows],
-        )
-    return found
+    sizes = {name: len(places) for name, places in kept.items()}
+    return token_sets(padded, padded["mask"].sum(1), sizes)

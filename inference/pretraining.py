@@ -20,14 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from bads_ppl.data import Data
-from bads_ppl.errors import InputError
-from inference.fitting import fit, fitted
 from inference.options import ProxyOptions
 from inference.scores import content_key
-from models.language import IGNORED, token_loss
+from inference.trained_folders import complete, depends, learned, write_model
+from models.language import IGNORED
 from models.seq2seq import Seq2Seq
 from models.seq2seq_tokens import SPECIAL, Pieces
-from models.tokens import new_folder
 
 log = logging.getLogger(__name__)
 
@@ -139,11 +137,8 @@ def pretrained_folder(
     """
     options = dataclasses.replace(OPTIONS, steps=steps)
     about = {
-        "format": _FORMAT,
-        "options": {k: v for k, v in dataclasses.asdict(options).items() if v is not None},
+        **depends(built, options, device, _FORMAT),
         "copying": [PARTS, LENGTH, SEQUENCES],
-        "built": built.name,
-        "device": device.type,
     }
     more = {
         **about,
@@ -161,18 +156,8 @@ def pretrained_folder(
     ) -> tuple[nn.Module, Path]:
         place = built.with_name(f"{built.name}-{name}-{content_key(about)}")
         log.info(f"training a model to {name} for {steps} steps, once; kept in {place}")
-        chain = fit(
-            network,
-            token_loss,
-            data.to(device),
-            options=options,
-            batches=(OPTIONS.train_batch, 1),
-            folder=place,
-            about=about,
-            seed=0,
-            what="model",
-        )
-        return fitted(chain), place
+        found = learned(network, data, options=options, folder=place, about=about, device=device)
+        return found, place
 
     copied = Copying(pieces.vocabulary, pieces.end).data(SEQUENCES)
     network, place = train(
@@ -181,23 +166,9 @@ def pretrained_folder(
     if pairs:
         copier = network
         network, place = train("say", lambda: copier.train(), _renamed(pieces, pairs), more)
-    with new_folder(folder) as temporary:
-        shutil.copytree(built, temporary, dirs_exist_ok=True)
-        assert isinstance(network, Seq2Seq)
-        network.save(temporary)
+    write_model(folder, built, network)
     if pairs:
         shutil.rmtree(place, ignore_errors=True)  # the copier may serve for other pairs
-    return folder
-
-
-def complete(folder: Path) -> Path:
-    """The folder of a model that was trained on the spot.
-
-    Raises:
-        InputError: if it has no weights.
-    """
-    if not any(folder.glob("*.safetensors")):
-        raise InputError(f"the model in {folder} lacks its weights: remove it to have it made anew")
     return folder
 
 

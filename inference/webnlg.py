@@ -22,6 +22,7 @@ from inference.embeddings import folder_version
 from inference.pretraining import pretrained_folder
 from inference.sources import SPLITS
 from inference.tasks import Task
+from inference.token_sets import token_sets
 from inference.webnlg_entries import Entry, find_webnlg, linearise
 from inference.webnlg_splits import Kind, Splits, generated, splits_of
 from inference.writing import Writing
@@ -256,15 +257,4 @@ def _data(pieces: Pieces, sets: dict[str, list[Point]]) -> dict[str, Data]:
         pieces.target([text for _, text in every]),
     )
     lengths = padded["mask"].sum(1) + (padded["labels"] != IGNORED).sum(1)
-    found, start = {}, 0
-    for name, points in sets.items():
-        rows = slice(start, start + len(points))
-        start = rows.stop
-        found[name] = Data(
-            {key: x[rows] for key, x in padded.items()},
-            padded["labels"][rows],
-            torch.arange(rows.start, rows.stop),
-            name=name,
-            lengths=lengths[rows],
-        )
-    return found
+    return token_sets(padded, lengths, {name: len(points) for name, points in sets.items()})

@@ -68,7 +68,7 @@ def test_prompts_are_learned_as_well(built, monkeypatch):
         seen.append(data)
         return fit(network, loss, data, **options)
 
-    monkeypatch.setattr("inference.causal_pretraining.fit", watched)
+    monkeypatch.setattr("inference.trained_folders.fit", watched)
     pretrain(built)
     (data,) = seen
     mask = data.input["mask"].bool()

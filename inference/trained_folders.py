@@ -1,0 +1,72 @@
+"""Folders of language models that are trained on the spot, from that of a model without weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bads_ppl.data import Data
+from bads_ppl.errors import InputError
+from inference.fitting import fit, fitted
+from inference.options import ProxyOptions
+from models.language import LanguageModel, token_loss
+from models.tokens import new_folder
+
+
+def depends(built: Path, options: ProxyOptions, device: torch.device, form: int) -> dict[str, Any]:
+    """What every training depends on, JSON-able; `form` is that of the caller's folders."""
+    return {
+        "format": form,
+        "options": {k: v for k, v in dataclasses.asdict(options).items() if v is not None},
+        "built": built.name,
+        "device": device.type,
+    }
+
+
+def learned(
+    network: Callable[[], nn.Module],
+    data: Data,
+    *,
+    options: ProxyOptions,
+    folder: Path,
+    about: Mapping[str, Any],
+    device: torch.device,
+) -> nn.Module:
+    """A network that has learned a set's tokens; arguments as of `inference.fitting.fit`."""
+    chain = fit(
+        network,
+        token_loss,
+        data.to(device),
+        options=options,
+        batches=(options.train_batch, 1),
+        folder=folder,
+        about=about,
+        seed=0,
+        what="model",
+    )
+    return fitted(chain)
+
+
+def write_model(folder: Path, built: Path, network: nn.Module) -> None:
+    """Make the folder of a network, with the tokenizer of the one that it was built from."""
+    assert isinstance(network, LanguageModel)
+    with new_folder(folder) as temporary:
+        shutil.copytree(built, temporary, dirs_exist_ok=True)
+        network.save(temporary)
+
+
+def complete(folder: Path) -> Path:
+    """The folder of a model that was trained on the spot.
+
+    Raises:
+        InputError: if it has no weights.
+    """
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(f"the model in {folder} lacks its weights: remove it to have it made anew")
+    return folder
