@@ -158,7 +158,7 @@ def read_instructions(
     if blank and empty == "refuse":
         raise InputError(
             f"{blank[0]}: the prompt or the response is blank, as in {len(blank)} of "
-            f"{len(blank) + len(kept)} rows: fill them, or leave them out with empty=drop"
+            f"{len(blank) + len(kept)} rows: fill them, or leave them out with task.data.empty=drop"
         )
     if not kept:
         raise _nothing(path, split, malformed, len(blank))
