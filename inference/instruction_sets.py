@@ -232,31 +232,35 @@ def _hash(one: Conversation) -> bytes:
 def _of_files(
     path: Path, test: str | None, count: int | None, seed: int, reading: Reading
 ) -> Target:
-    """Those of the user's files."""
+    """Those of the user's files. What is set aside to test on is the same under any seed."""
     whole = reading(path, "meta").conversations
-    order = generator(seed, "meta file").permutation(len(whole)).tolist()
-    notes: tuple[str, ...] = ()
+    notes = []
     if test is not None:
         tested = reading(Path(test), "test").conversations
     else:
-        aside = len(order) // 4
+        aside = len(whole) // 4
         if aside < 1:
             raise InputError(
                 f"{path} has {len(whole)} examples: give at least 4, or test ones with data.test"
             )
-        tested, order = [whole[k] for k in sorted(order[:aside])], order[aside:]
-        notes = (
-            f"no test file: {aside} of the {len(whole)} meta examples were set aside to test on",
+        tested = sorted(whole, key=_hash)[:aside]
+        notes.append(
+            f"no test file: {aside} of the {len(whole)} meta examples were set aside to test on"
         )
-    count = len(order) // 2 if count is None else count
-    if not 1 <= count <= len(order) // 2:
+    known = set(repeated(whole, tested))
+    rest = [one for place, one in enumerate(whole) if place not in known]
+    if test is not None and known:
+        notes.append(f"{len(known)} meta examples are test examples and were left out")
+    count = len(rest) // 2 if count is None else count
+    if not 1 <= count <= len(rest) // 2:
         raise InputError(
-            f"task.meta_count must be from 1 to {len(order) // 2}, half of what {path} has to "
+            f"task.meta_count must be from 1 to {len(rest) // 2}, half of what {path} has to "
             f"select for and to choose by, got {count}"
         )
+    order = generator(seed, "meta file").permutation(len(rest)).tolist()
     parts = sorted(order[:count]), sorted(order[count : 2 * count])
-    meta, validation = ([whole[k] for k in part] for part in parts)
-    return Target(path.stem, meta, validation, tested, notes)
+    meta, validation = ([rest[k] for k in part] for part in parts)
+    return Target(path.stem, meta, validation, tested, tuple(notes))
 
 
 # ------------------------------------------------------------------------------------- together

@@ -287,6 +287,11 @@ def _of_conversations(
     ]
     validation, test = aim.validation, aim.test
     if split == "validation":
+        if len(validation) < 2:
+            raise InputError(
+                f"split=validation takes at least 2 validation examples, got {len(validation)}: "
+                "raise task.meta_count, or give more checked examples"
+            )
         validation, test = validation[::2], validation[1::2]
     step = max(1, -(-len(test) // tested))
     parts = {

@@ -148,20 +148,36 @@ def test_what_is_tested_on_is_never_trained_on_and_meta_examples_are_told(make, 
     assert own == {tuple(row) for row in task.train.input["ids"][task.groups["copy"]].tolist()}
     assert any("are meta examples and were left out" in note for note in without.warnings)
     assert "copy" not in without.groups
+
+
+def said(*sets: Data) -> set[tuple[int, ...]]:
+    """Token ids of conversations, without padding."""
+    return {
+        tuple(row[mask == 1].tolist())
+        for data in sets
+        for row, mask in zip(data.input["ids"], data.input["mask"], strict=True)
+    }
+
+
+def test_what_is_set_aside_of_a_file_to_test_on_is_the_same_under_any_seed(make, files, tmp_path):
     several = [make(seed, test=None) for seed in range(4)]
-    assert len({tuple(one.meta.input["ids"].sum(1).tolist()) for one in several}) > 1
+    assert len({frozenset(said(one.meta)) for one in several}) > 1
+    (tested,) = {frozenset(said(one.test)) for one in several}
+    assert len(tested) == 24 // 4
     for one in several:
-        sets = (one.meta, one.test, one.scoring.validation)
-        rows = [{tuple(row) for row in part.input["ids"].tolist()} for part in sets]
-        assert not (rows[0] & rows[1] or rows[0] & rows[2] or rows[1] & rows[2])
+        meta, validation = said(one.meta), said(one.scoring.validation)
+        assert len(meta) == len(validation) == 9 and not meta & validation
+        assert not tested & (meta | validation)
+    both = Path(files["meta"]).read_text() + Path(files["test"]).read_text()
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text(both)
+    one = make(meta=str(mixed))
+    assert "11 meta examples are test examples and were left out" in one.warnings
+    assert not said(one.meta, one.scoring.validation) & said(one.test)
 
 
 def test_validation_reports_on_other_examples_than_it_chooses_by(make):
     plain, tuned = make(), make(split="validation")
-
-    def said(data: Data) -> set[tuple[int, ...]]:
-        return {tuple(row[row != IGNORED].tolist()) for row in data.target}
-
     whole, chosen = said(plain.scoring.validation), said(tuned.scoring.validation)
     reported = said(tuned.test)
     assert chosen | reported == whole and not chosen & reported
@@ -252,6 +268,7 @@ def test_a_benchmark_is_the_target_and_examples_are_the_sources(cache):
         ({"per_source": 0}, "per_source must be at least 1 example, got 0"),
         ({"meta_count": 13}, "meta_count must be from 1 to 12"),
         ({"model": "no/such-model"}, "no/such-model"),
+        ({"meta_count": 1, "split": "validation"}, "at least 2 validation examples, got 1"),
         ({"max_tokens": 5}, "nothing is left of the"),
         ({"train": "a.jsonl"}, "leave one of them out"),
     ],
