@@ -16,6 +16,7 @@ from inference.setups import Setup
 RESULTS, CONFIG, METRICS = "results.json", "config.yaml", "metrics.jsonl"
 TEXTS, SAMPLES = "texts.csv", "written.csv"
 WEIGHTED, SELECTED, MODEL = "weighted.jsonl", "selected.jsonl", "model"
+SCORES = "benchmarks.json"
 
 NOT_SETTINGS = (
     "run_dir",
@@ -42,6 +43,7 @@ WRITTEN = (
     WEIGHTED,
     SELECTED,
     MODEL,
+    SCORES,
     "removal*",
     RESULTS,
     CONFIG,

@@ -247,7 +247,7 @@ def language_model(kind: Any, folder: Path, pretrained: bool, *, what: str, such
     no_bars_in_logs()
     options = {"config": config, "attn_implementation": "eager"}
     if pretrained:
-        model = _complete(kind, folder, **options)
+        model = complete_model(kind, folder, **options)
     else:
         try:
             model = kind.from_config(**options).float()
@@ -283,7 +283,17 @@ def _search_plainly(model: Any) -> None:
     )
 
 
-def _complete(kind: Any, folder: Path, **options: Any) -> Any:
+def complete_model(kind: Any, folder: Path, **options: Any) -> Any:
+    """The model in a folder with its own weights, in float32, none of them missing.
+
+    Args:
+        kind: the class of `transformers` to load it with.
+        folder: of the model.
+        options: further ones of `kind.from_pretrained`.
+
+    Raises:
+        InputError: if weights cannot be read or are missing.
+    """
     model, found = load_weights(kind, folder, output_loading_info=True, **options)
     if found["missing_keys"]:
         names = sorted(found["missing_keys"])

@@ -1,0 +1,265 @@
+"""Benchmark scores of a causal language model: `python -m inference.benchmarks RUN_DIR`.
+
+MMLU, ARC-easy, ARC-challenge and HellaSwag, asked and scored by lm-eval. What a run may have been
+shown as a meta or validation question is never asked. Writes benchmarks.json into the folder that
+is named. Exit codes as of `inference.run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib.util
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from bads_ppl.atomic import atomic_path
+from bads_ppl.device import resolve_device
+from bads_ppl.errors import InputError
+from inference.benchmark_files import BENCHMARKS
+from inference.benchmark_scores import Scores, ask, quiet
+from inference.benchmark_tasks import BenchmarkTasks, file_tasks, hub_tasks
+from inference.embeddings import folder_version
+from inference.folder import RESULTS, SCORES
+from inference.llm_outputs import MODEL
+from inference.outcome import versions
+from inference.run import exit_codes
+from models.causal import read_causal
+from models.lora import CONFIG
+
+Source = Literal["auto", "files", "hub"]
+"""Where questions come from; "auto": the file in the data folder, or else the hub."""
+
+
+def evaluate(
+    model: str | Path | tuple[nn.Module, Any],
+    benchmarks: Sequence[str] = tuple(BENCHMARKS),
+    *,
+    root: Path,
+    source: Source = "auto",
+    limit: int | None = None,
+    batch: int = 8,
+    device: torch.device | None = None,
+    adapter: Path | None = None,
+    shots: int = 0,
+    chat: bool = False,
+) -> dict[str, Scores]:
+    """Scores of a model by benchmark.
+
+    Args:
+        model: id or folder of a causal language model, or folder of an adapter (as a run of
+            task=llm leaves either in its folder `model`), or a model of `transformers` with its
+            tokenizer; that one is moved to the device.
+        benchmarks: some of `BENCHMARKS`.
+        root: the data folder.
+        source: where questions come from.
+        limit: most questions of each benchmark, evenly spaced; None: all.
+        batch: prompts with a choice that go through the model together.
+        device: where to compute; None: the CPU, or where a model that is given is.
+        adapter: folder of an adapter to put on the model in a folder.
+        shots: right answers to show before each question.
+        chat: lay questions out by the tokenizer's chat template, as lm-eval's apply_chat_template
+            does, shots as turns of their own.
+
+    Raises:
+        InputError: if lm-eval is missing, a benchmark unknown or not to be had, a number out of
+            range, or the model cannot be had.
+    """
+    _check(benchmarks, source, limit=limit, batch=batch, shots=shots)
+    tasks = {
+        name: _tasks(name, Path(root), source, limit, shots) for name in dict.fromkeys(benchmarks)
+    }
+    if isinstance(model, tuple):
+        if adapter is not None:
+            raise InputError(
+                f"adapter={adapter} goes with the folder of a model: put it on the given one "
+                "before, or give its folder"
+            )
+        network, tokenizer = model
+        device = device or next(network.parameters()).device
+    else:
+        network, tokenizer = read_causal(model, adapter)
+    if chat and tokenizer.chat_template is None:
+        raise InputError("the model's tokenizer has no chat template: leave out chat=true")
+    training = network.training
+    try:
+        return ask(network.to(device or "cpu"), tokenizer, tasks, batch, chat)
+    finally:
+        network.train(training)
+
+
+def _check(benchmarks: Sequence[str], source: str, **numbers: int | None) -> None:
+    if importlib.util.find_spec("lm_eval") is None:
+        raise InputError("benchmarks need the package lm-eval: pip install bads-ppl[llm]")
+    unknown = [name for name in benchmarks if name not in BENCHMARKS]
+    if unknown or not benchmarks:
+        got = ", ".join(map(repr, unknown)) or "none"
+        raise InputError(f"benchmarks are {', '.join(BENCHMARKS)}, got {got}: name some of these")
+    if source not in ("auto", "files", "hub"):
+        raise InputError(f"source must be one of auto, files, hub, got {source!r}")
+    for name, value in numbers.items():
+        least = 0 if name == "shots" else 1
+        if value is not None and value < least:
+            raise InputError(f"{name} must be at least {least}, got {value}")
+
+
+def _tasks(name: str, root: Path, source: str, limit: int | None, shots: int) -> BenchmarkTasks:
+    there = (root / BENCHMARKS[name].file).is_file()
+    with quiet():
+        if source == "files" or (source == "auto" and there):
+            return file_tasks(root, name, limit=limit, shots=shots)
+        return hub_tasks(name, limit=limit, shots=shots)
+
+
+# ------------------------------------------------------------------------------------ the command
+
+OPTIONS = f"""options (name=value):
+  benchmarks  some of {",".join(BENCHMARKS)}; default: all
+  source      auto (default: files, or else hub) | files | hub
+  root        the data folder; default $BADS_DATA or data
+  limit       most questions of each benchmark, evenly spaced; default: all
+  shots       right answers to show before each question; default 0
+  chat        true lays questions out by the tokenizer's chat template; default false
+  batch       prompts that go through the model together; default 8; more: more memory
+  adapter     folder of an adapter to put on the model
+  device      auto (default) | cpu | cuda | mps
+"""
+
+
+@dataclass
+class Options:
+    """The command's options, as text."""
+
+    benchmarks: str = ",".join(BENCHMARKS)
+    source: str = "auto"
+    root: str = ""
+    limit: str = ""
+    shots: str = "0"
+    chat: str = "false"
+    batch: str = "8"
+    adapter: str = ""
+    device: str = "auto"
+
+
+def parse(arguments: Sequence[str]) -> dict[str, Any]:
+    """What `evaluate` is given, from name=value.
+
+    Raises:
+        InputError: for another form, a name that there is not, or a value that is none.
+    """
+    options, known = Options(), [one.name for one in fields(Options)]
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not equals or name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]}=...?" if close else f"there are {', '.join(known)}"
+            raise InputError(f"options are name=value, got {argument!r}: {hint}")
+        setattr(options, name, value)
+    if options.chat not in ("true", "false"):
+        raise InputError(f"chat must be one of true, false, got {options.chat!r}")
+    return {
+        "benchmarks": [name for name in options.benchmarks.split(",") if name],
+        "source": options.source,
+        "root": Path(options.root or os.environ.get("BADS_DATA", "data")),
+        "limit": _whole("limit", options.limit) if options.limit else None,
+        "shots": _whole("shots", options.shots),
+        "chat": options.chat == "true",
+        "batch": _whole("batch", options.batch),
+        "adapter": Path(options.adapter) if options.adapter else None,
+        "device": resolve_device(options.device),
+    }
+
+
+def _whole(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise InputError(f"{name} must be a whole number, got {text!r}") from error
+
+
+def places(name: str) -> tuple[str, Path | None]:
+    """The model of what the command names, and the folder for its scores.
+
+    Args:
+        name: folder of a run of task=llm or of a model, or a model's id, which has no folder.
+
+    Raises:
+        InputError: if it is a folder without a model.
+    """
+    given = Path(name)
+    if not given.exists() and not given.is_absolute() and name.count("/") <= 1:
+        return name, None
+    for folder in (given, given / MODEL):
+        if any((folder / file).is_file() for file in (CONFIG, "config.json")):
+            run = folder.parent
+            return str(folder), run if (run / RESULTS).is_file() else folder
+    raise InputError(
+        f"{name} holds no model: give the folder of a finished run of task=llm, or a folder with "
+        f"config.json and *.safetensors, or with {CONFIG}"
+    )
+
+
+def table(scores: Mapping[str, Scores]) -> str:
+    """The scores as text."""
+    columns = ("accuracy", "stderr", "acc_norm", "stderr", "questions")
+    lines = ["benchmark".ljust(15) + "".join(f"{name:>10}" for name in columns)]
+    for name, one in scores.items():
+        numbers = (one.accuracy, one.stderr, one.normalised, one.normalised_stderr)
+        shown = "".join(f"{'-' if x is None else format(x, '.4f'):>10}" for x in numbers)
+        of = "" if one.count == one.of else f" of {one.of:,}, evenly spaced"
+        cut = f"; {one.cut} of them cut at the model's length" if one.cut else ""
+        lines.append(f"{name:15}{shown}{one.count:>10,}{of}{cut}")
+    return "\n".join(lines)
+
+
+def write(folder: Path, model: str, asked: Mapping[str, Any], scores: Mapping[str, Scores]) -> Path:
+    """Write the scores with what they were measured with; returns the file."""
+    names = ("lm-eval", "transformers", "datasets")
+    about = {
+        "model": model,
+        "model_version": folder_version(Path(model)),
+        **{key: str(value) if isinstance(value, Path | torch.device) else value
+           for key, value in asked.items()},
+        "benchmarks": {name: asdict(one) for name, one in scores.items()},
+        "versions": versions() | {name: version(name) for name in names},
+    }  # fmt: skip
+    path = folder / SCORES
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Exit codes as of `inference.run`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m inference.benchmarks",
+        description="Benchmark scores of a causal language model.",
+        epilog=OPTIONS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", help="folder of a run of task=llm or of a model, or a model's id")
+    parser.add_argument("options", nargs="*", metavar="name=value", help="see below")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    with exit_codes():
+        asked = parse(given.options)
+        model, folder = places(given.model)
+        scores = evaluate(model, **asked)
+        print(table(scores))
+        if folder is not None:
+            print(f"in {write(folder, model, asked, scores)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
