@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -94,10 +95,8 @@ def hub_tasks(name: str, *, limit: int | None, shots: int) -> BenchmarkTasks:
     Raises:
         InputError: if the hub does not give the data, or there are fewer examples.
     """
-    from lm_eval.tasks import TaskManager
-
     try:
-        loaded = TaskManager().load([name])["tasks"]
+        loaded = _manager().load([name])["tasks"]
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"the hub does not give {name} ({' '.join(str(error).split()):.300}): connect this "
@@ -187,6 +186,14 @@ def _row(question: Question) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------ of the hub
+
+
+@cache
+def _manager() -> Any:
+    """What finds lm-eval's tasks by name; it reads all of their files first."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
 
 
 def _of_hub(name: str, subject: str, task: Any) -> Iterator[tuple[int, Question]]:

@@ -119,6 +119,6 @@ def with_adapter(model: Any, folder: Path) -> Any:
             return PeftModel.from_pretrained(model, str(folder), torch_device=str(model.device))
     except (*_UNFIT, SafetensorError, UserWarning) as error:
         raise InputError(
-            f"adapter {folder} does not fit its model ({' '.join(str(error).split()):.300}): name the "
-            "model that it was made for"
+            f"adapter {folder} does not fit its model ({' '.join(str(error).split()):.300}): name "
+            "the model that it was made for"
         ) from error
