@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from bads_ppl.errors import InputError
 from inference.benchmark_files import BENCHMARKS, benchmark_splits, conversation, read_benchmark
 from inference.benchmark_scores import Score, Scores
+from inference.benchmark_tasks import FEWSHOT_SEED
 from inference.benchmarks import evaluate, main, parse, table
 from models.causal import Causal, read_causal
 from models.chat import SIZES, build_folder
@@ -50,36 +51,48 @@ def words(rng: np.random.Generator, count: int) -> str:
     return " ".join(rng.choice(WORDS, count))
 
 
+def repeated(rows: list[dict], split: str) -> list[dict]:
+    """The rows, and one of a split again in the test split."""
+    first = next(row for row in rows if row["split"] == split)
+    return [*rows, {**first, "split": "test", **({"id": "again"} if "id" in first else {})}]
+
+
 def mmlu(rng: np.random.Generator) -> list[dict]:
-    return [
-        {
-            "benchmark": "mmlu",
-            "split": split,
-            "subject": subject,
-            "question": f" {split} {k}, {words(rng, 4)}? ",
-            "choices": [words(rng, 2) for _ in range(4)],
-            "answer": int(rng.integers(4)),
-        }
-        for split, count in (("dev", 3), ("val", 2), ("test", 6))
-        for subject in SUBJECTS
-        for k in range(count + (subject == "high_school_us_history") * (split == "test"))
-    ]
+    return repeated(
+        [
+            {
+                "benchmark": "mmlu",
+                "split": split,
+                "subject": subject,
+                "question": f" {split} {k}, {words(rng, 4)}? ",
+                "choices": [words(rng, 2) for _ in range(4)],
+                "answer": int(rng.integers(4)),
+            }
+            for split, count in (("dev", 3), ("val", 2), ("test", 6))
+            for subject in SUBJECTS
+            for k in range(count + (subject == "high_school_us_history") * (split == "test"))
+        ],
+        "val",
+    )
 
 
 def arc(rng: np.random.Generator) -> list[dict]:
-    return [
-        {
-            "benchmark": name,
-            "split": split,
-            "id": f"{name}-{split}-{k}",
-            "question": f"{name} {split} {k}, {words(rng, 3)}?",
-            "choices": [words(rng, int(rng.integers(1, 5))) for _ in range(3 + k % 2)],
-            "answer": int(rng.integers(3)),
-        }
-        for name in ("arc_easy", "arc_challenge")
-        for split, count in (("train", 5), ("dev", 3), ("test", 9))
-        for k in range(count)
-    ]
+    return repeated(
+        [
+            {
+                "benchmark": name,
+                "split": split,
+                "id": f"{name}-{split}-{k}",
+                "question": f"{name} {split} {k}, {words(rng, 3)}?",
+                "choices": [words(rng, int(rng.integers(1, 5))) for _ in range(3 + k % 2)],
+                "answer": int(rng.integers(3)),
+            }
+            for name in ("arc_easy", "arc_challenge")
+            for split, count in (("train", 5), ("dev", 3), ("test", 9))
+            for k in range(count)
+        ],
+        "dev",
+    )
 
 
 def hellaswag(rng: np.random.Generator) -> list[dict]:
@@ -240,6 +253,8 @@ def test_scores_are_those_by_hand(name, root, folder):
     plain, by_length = right(model, tokenizer, asked_of(root, name))
     assert 0 < plain.mean() < 1 and (plain != by_length).any()  # so that each can be told
     found = evaluate(folder, [name], root=root)[name]
+    if name != "hellaswag":
+        assert found.of == 9  # one more stands in dev
     assert found == Scores(
         accuracy=pytest.approx(plain.mean()),
         stderr=pytest.approx(stderr(plain)),
@@ -312,6 +327,9 @@ def test_the_chat_template_lays_questions_out(root, folder, requests):
 
 @pytest.mark.parametrize("options", [{}, {"shots": 2}, {"shots": 1, "chat": True}, {"limit": 5}])
 def test_lm_evals_own_tasks_ask_and_find_the_same(options, root, folder, hub, requests):
+    from lm_eval.defaults import DEFAULT_OTHER_SEED
+
+    assert FEWSHOT_SEED == DEFAULT_OTHER_SEED
     names = [name for name in BENCHMARKS if not (options.get("shots") and name == "hellaswag")]
     own = evaluate(folder, names, root=root, source="hub", **options)
     theirs = requests.copy()
@@ -453,6 +471,27 @@ def test_the_command_writes_scores_beside_the_results(run, root, capsys):
         json.loads((run / "benchmarks.json").read_text())["benchmarks"]
         == json.loads(before)["benchmarks"]
     )
+
+
+def test_a_run_is_scored_by_the_model_that_it_leaves(call, root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(SIZES, "tiny", SMALL)
+    options = ["task=llm", "data.source=generated", "task.data.vocabulary=400", "steps=2",
+               "burn_in=1", "thinning=1", "chains=1", "sampler.train_batch=4",
+               "task.data.tested=5", f"cache={tmp_path / 'cache'}"]  # fmt: skip
+    for name, more in (("full", []), ("lora", ["backbone.tune=lora", "backbone.rank=2"])):
+        done = call(*options, f"run_dir={tmp_path / name}", *more)
+        assert done.code == 0, done.err
+    asked = [f"root={root}", "benchmarks=arc_easy", "limit=4"]
+    assert main([str(tmp_path / "full"), *asked]) == 0
+    found = json.loads((tmp_path / "full" / "benchmarks.json").read_text())
+    assert found["model"] == str(tmp_path / "full" / "model")
+    assert found["benchmarks"]["arc_easy"]["count"] == 4
+    assert call(*options, f"run_dir={tmp_path / 'full'}", "overwrite=true").code == 0
+    assert not (tmp_path / "full" / "benchmarks.json").exists()
+    with pytest.raises(SystemExit) as stop:  # what the adapter was put on was not kept
+        main([str(tmp_path / "lora"), *asked])
+    assert stop.value.code == 2
+    assert re.search("adapter .*lora/model was made for model .*weights", capsys.readouterr().err)
 
 
 def test_scores_of_a_model_stand_in_its_folder(folder, adapter, root, tmp_path):
