@@ -289,7 +289,7 @@ def test_scores_of_mmlu_are_those_by_hand_and_by_subject(root, folder):
     assert (found.count, found.of, found.normalised) == (13, 13, None)
 
 
-def test_shots_of_mmlu_are_the_first_of_its_subjects_dev_split(root, folder):
+def test_shots_of_mmlu_are_the_first_of_its_subjects_dev_split(root, folder, requests):
     questions = read_benchmark(root, "mmlu")
 
     def shown(q) -> str:
@@ -306,6 +306,8 @@ def test_shots_of_mmlu_are_the_first_of_its_subjects_dev_split(root, folder):
     found = evaluate(folder, ["mmlu"], root=root, shots=2)["mmlu"]
     assert found.accuracy == pytest.approx(hits.mean())
     assert hits.tolist() != right(model, tokenizer, asked_of(root, "mmlu"))[0].tolist()
+    prompts = [shown(q) for q in asked_of(root, "mmlu") for _ in "ABCD"]
+    assert [prompt for prompt, _ in requests] == prompts
 
 
 def test_the_chat_template_lays_questions_out(root, folder, requests):
