@@ -1,8 +1,8 @@
 """Benchmark scores of a causal language model: `python -m inference.benchmarks RUN_DIR`.
 
 MMLU, ARC-easy, ARC-challenge and HellaSwag, asked and scored by lm-eval. What a run may have been
-shown as a meta or validation question is never asked. Writes benchmarks.json into the folder that
-is named. Exit codes as of `inference.run`.
+shown as a meta or validation question is never asked. Writes benchmarks.json beside the run's
+results.json. Exit codes as of `inference.run`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from bads_ppl.atomic import atomic_path
+from bads_ppl.atomic import atomic_path, make_folder
 from bads_ppl.device import resolve_device
 from bads_ppl.errors import InputError
 from inference.benchmark_files import BENCHMARKS
@@ -133,6 +133,7 @@ OPTIONS = f"""options (name=value):
   batch       prompts that go through the model together; default 8; more: more memory
   adapter     folder of an adapter to put on the model
   device      auto (default) | cpu | cuda | mps
+  out         folder for {SCORES}; default: the run's; without a run: none, scores are printed
 """
 
 
@@ -149,10 +150,11 @@ class Options:
     batch: str = "8"
     adapter: str = ""
     device: str = "auto"
+    out: str = ""
 
 
-def parse(arguments: Sequence[str]) -> dict[str, Any]:
-    """What `evaluate` is given, from name=value.
+def parse(arguments: Sequence[str]) -> tuple[dict[str, Any], Path | None]:
+    """What `evaluate` is given, from name=value, and the folder for scores, if one is named.
 
     Raises:
         InputError: for another form, a name that there is not, or a value that is none.
@@ -167,7 +169,7 @@ def parse(arguments: Sequence[str]) -> dict[str, Any]:
         setattr(options, name, value)
     if options.chat not in ("true", "false"):
         raise InputError(f"chat must be one of true, false, got {options.chat!r}")
-    return {
+    asked = {
         "benchmarks": [name for name in options.benchmarks.split(",") if name],
         "source": options.source,
         "root": Path(options.root or os.environ.get("BADS_DATA", "data")),
@@ -178,6 +180,7 @@ def parse(arguments: Sequence[str]) -> dict[str, Any]:
         "adapter": Path(options.adapter) if options.adapter else None,
         "device": resolve_device(options.device),
     }
+    return asked, Path(options.out) if options.out else None
 
 
 def _whole(name: str, text: str) -> int:
@@ -188,10 +191,10 @@ def _whole(name: str, text: str) -> int:
 
 
 def places(name: str) -> tuple[str, Path | None]:
-    """The model of what the command names, and the folder for its scores.
+    """The model that the command is given, and the folder of its run, if it is a run's.
 
     Args:
-        name: folder of a run of task=llm or of a model, or a model's id, which has no folder.
+        name: folder of a run of task=llm or of a model, or a model's id.
 
     Raises:
         InputError: if it is a folder without a model.
@@ -202,7 +205,7 @@ def places(name: str) -> tuple[str, Path | None]:
     for folder in (given, given / MODEL):
         if any((folder / file).is_file() for file in (CONFIG, "config.json")):
             run = folder.parent
-            return str(folder), run if (run / RESULTS).is_file() else folder
+            return str(folder), run if (run / RESULTS).is_file() else None
     raise InputError(
         f"{name} holds no model: give the folder of a finished run of task=llm, or a folder with "
         f"config.json and *.safetensors, or with {CONFIG}"
@@ -227,12 +230,13 @@ def write(folder: Path, model: str, asked: Mapping[str, Any], scores: Mapping[st
     names = ("lm-eval", "transformers", "datasets")
     about = {
         "model": model,
-        "model_version": folder_version(Path(model)),
+        "model_version": folder_version(Path(model)) if Path(model).is_dir() else None,
         **{key: str(value) if isinstance(value, Path | torch.device) else value
            for key, value in asked.items()},
         "benchmarks": {name: asdict(one) for name, one in scores.items()},
         "versions": versions() | {name: version(name) for name in names},
     }  # fmt: skip
+    make_folder(folder, "out")
     path = folder / SCORES
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
@@ -252,11 +256,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     with exit_codes():
-        asked = parse(given.options)
-        model, folder = places(given.model)
+        asked, out = parse(given.options)
+        model, run = places(given.model)
         scores = evaluate(model, **asked)
         print(table(scores))
-        if folder is not None:
+        if folder := out or run:
             print(f"in {write(folder, model, asked, scores)}")
     return 0
 

@@ -496,10 +496,13 @@ def test_a_run_is_scored_by_the_model_that_it_leaves(call, root, tmp_path, monke
     assert re.search("adapter .*lora/model was made for model .*weights", capsys.readouterr().err)
 
 
-def test_scores_of_a_model_stand_in_its_folder(folder, adapter, root, tmp_path):
-    assert main([str(folder), f"adapter={adapter}", "benchmarks=arc_easy", f"root={root}"]) == 0
-    found = json.loads((folder / "benchmarks.json").read_text())
-    (folder / "benchmarks.json").unlink()
+def test_scores_of_a_model_stand_where_one_says(folder, adapter, root, tmp_path, capsys):
+    asked = [str(folder), f"adapter={adapter}", "benchmarks=arc_easy", f"root={root}"]
+    files = sorted(path.name for path in folder.iterdir())
+    assert main(asked) == 0 and "benchmarks.json" not in capsys.readouterr().out
+    assert sorted(path.name for path in folder.iterdir()) == files  # its version stays the same
+    assert main([*asked, f"out={tmp_path / 'scores'}"]) == 0
+    found = json.loads((tmp_path / "scores" / "benchmarks.json").read_text())
     assert found["adapter"] == str(adapter) and found["model"] == str(folder)
 
 
@@ -558,7 +561,7 @@ def test_a_hub_that_does_not_answer(root, folder, monkeypatch, tmp_path):
 
 def test_the_data_folder_is_that_of_the_environment(monkeypatch):
     monkeypatch.setenv("BADS_DATA", "there")
-    assert parse([])["root"] == Path("there") and parse(["root=here"])["root"] == Path("here")
+    assert parse([])[0]["root"] == Path("there") and parse(["root=here"])[0]["root"] == Path("here")
 
 
 # -------------------------------------------------------------------------------------- real files
