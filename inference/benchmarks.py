@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import importlib.util
 import json
 import logging
 import os
@@ -18,110 +17,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import nn
 
 from bads_ppl.atomic import atomic_path, make_folder
 from bads_ppl.device import resolve_device
 from bads_ppl.errors import InputError
 from inference.benchmark_files import BENCHMARKS
-from inference.benchmark_scores import Scores, ask, quiet
-from inference.benchmark_tasks import BenchmarkTasks, file_tasks, hub_tasks
+from inference.benchmark_scores import Scores, evaluate
 from inference.embeddings import folder_version
 from inference.folder import RESULTS, SCORES
 from inference.llm_outputs import MODEL
 from inference.outcome import versions
 from inference.run import exit_codes
-from models.causal import read_causal
 from models.lora import CONFIG
-
-Source = Literal["auto", "files", "hub"]
-"""Where questions come from; "auto": the file in the data folder, or else the hub."""
-
-
-def evaluate(
-    model: str | Path | tuple[nn.Module, Any],
-    benchmarks: Sequence[str] = tuple(BENCHMARKS),
-    *,
-    root: Path,
-    source: Source = "auto",
-    limit: int | None = None,
-    batch: int = 8,
-    device: torch.device | None = None,
-    adapter: Path | None = None,
-    shots: int = 0,
-    chat: bool = False,
-) -> dict[str, Scores]:
-    """Scores of a model by benchmark.
-
-    Args:
-        model: id or folder of a causal language model, or folder of an adapter (as a run of
-            task=llm leaves either in its folder `model`), or a model of `transformers` with its
-            tokenizer; that one is moved to the device.
-        benchmarks: some of `BENCHMARKS`.
-        root: the data folder.
-        source: where questions come from.
-        limit: most questions of each benchmark, evenly spaced; None: all.
-        batch: prompts with a choice that go through the model together.
-        device: where to compute; None: the CPU, or where a model that is given is.
-        adapter: folder of an adapter to put on the model in a folder.
-        shots: right answers to show before each question.
-        chat: lay questions out by the tokenizer's chat template, as lm-eval's apply_chat_template
-            does, shots as turns of their own.
-
-    Raises:
-        InputError: if lm-eval is missing, a benchmark unknown or not to be had, a number out of
-            range, or the model cannot be had.
-    """
-    _check(benchmarks, source, limit=limit, batch=batch, shots=shots)
-    tasks = {
-        name: _tasks(name, Path(root), source, limit, shots) for name in dict.fromkeys(benchmarks)
-    }
-    if isinstance(model, tuple):
-        if adapter is not None:
-            raise InputError(
-                f"adapter={adapter} goes with the folder of a model: put it on the given one "
-                "before, or give its folder"
-            )
-        network, tokenizer = model
-        device = device or next(network.parameters()).device
-    else:
-        network, tokenizer = read_causal(model, adapter)
-    if chat and tokenizer.chat_template is None:
-        raise InputError("the model's tokenizer has no chat template: leave out chat=true")
-    training = network.training
-    try:
-        return ask(network.to(device or "cpu"), tokenizer, tasks, batch, chat)
-    finally:
-        network.train(training)
-
-
-def _check(benchmarks: Sequence[str], source: str, **numbers: int | None) -> None:
-    if importlib.util.find_spec("lm_eval") is None:
-        raise InputError("benchmarks need the package lm-eval: pip install bads-ppl[llm]")
-    unknown = [name for name in benchmarks if name not in BENCHMARKS]
-    if unknown or not benchmarks:
-        got = ", ".join(map(repr, unknown)) or "none"
-        raise InputError(f"benchmarks are {', '.join(BENCHMARKS)}, got {got}: name some of these")
-    if source not in ("auto", "files", "hub"):
-        raise InputError(f"source must be one of auto, files, hub, got {source!r}")
-    for name, value in numbers.items():
-        least = 0 if name == "shots" else 1
-        if value is not None and value < least:
-            raise InputError(f"{name} must be at least {least}, got {value}")
-
-
-def _tasks(name: str, root: Path, source: str, limit: int | None, shots: int) -> BenchmarkTasks:
-    there = (root / BENCHMARKS[name].file).is_file()
-    with quiet():
-        if source == "files" or (source == "auto" and there):
-            return file_tasks(root, name, limit=limit, shots=shots)
-        return hub_tasks(name, limit=limit, shots=shots)
-
-
-# ------------------------------------------------------------------------------------ the command
 
 OPTIONS = f"""options (name=value):
   benchmarks  some of {",".join(BENCHMARKS)}; default: all

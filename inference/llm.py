@@ -8,6 +8,7 @@ examples shows. Where no model can be had, a small Llama is made on the spot.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,8 @@ import torch
 
 from bads_ppl.data import Data
 from bads_ppl.errors import InputError
+from inference.benchmark_files import BENCHMARKS
+from inference.benchmark_scores import check, evaluate
 from inference.causal_pretraining import pretrained_causal
 from inference.embeddings import folder_version
 from inference.instruction_sets import (
@@ -29,14 +32,14 @@ from inference.instruction_sets import (
 from inference.instructions import Conversation, Instructions, OnError, find_examples
 from inference.llm_outputs import Delivery
 from inference.made_instructions import MADE, made_instructions
-from inference.next_tokens import NextTokens
+from inference.next_tokens import Ask, NextTokens
 from inference.sources import SPLITS
 from inference.tasks import Task
 from inference.text_files import Empty
 from inference.token_sets import token_sets
 from models.chat import Chat, Encoded, build_folder
 from models.language import sequence_loss, token_loss
-from models.pretrained import find_model
+from models.pretrained import find_model, read_tokenizer
 
 SOURCES = ("auto", "files", "generated")
 LOSSES = {"token": token_loss, "sequence": sequence_loss}
@@ -74,6 +77,7 @@ def llm(
     long: Long = "cut",
     loss: Literal["token", "sequence"] = "token",
     tested: int = 300,
+    questions: int | None = 0,
     batch: int = 32,
 ) -> Task:
     """Instructions to weigh and to learn from.
@@ -105,6 +109,8 @@ def llm(
         long: what becomes of longer train and meta conversations; others are cut.
         loss: "token": mean over a response's tokens; "sequence": their sum, the likelihood of (3).
         tested: most test examples that next tokens are told of, evenly spaced.
+        questions: test questions of a benchmark that lm-eval asks the network that is kept,
+            evenly spaced; None: all.
         batch: examples that go through the network together in evaluations.
 
     Raises:
@@ -114,6 +120,8 @@ def llm(
     _check(source, split, long=long, loss=loss, pretraining=pretraining, tested=tested)
     reading = Reading(on_error, empty)
     place = Path(root)
+    if questions != 0:
+        _check_asked(target, questions)
     named = _named(train, sources)
     made = source == "generated" or (
         source == "auto" and not (named or meta or target) and not find_examples(place)
@@ -162,7 +170,27 @@ def llm(
         notes=(*notes, *told),
         facts={"model": str(model or "built"), "pretrained": pretrained, "target": aim.name},
         network={"folder": str(folder), "pretrained": pretrained},
+        ask=None if questions == 0 else partial(_ask, folder, str(target), place, questions, batch),
     )
+
+
+def _check_asked(target: str | None, questions: int | None) -> None:
+    if target not in BENCHMARKS:
+        raise InputError(
+            f"task.data.questions={questions} are of a benchmark, got task.target={target}: take "
+            f"one of {', '.join(BENCHMARKS)}, or leave questions at 0"
+        )
+    check([target], **{"task.data.questions": questions})
+
+
+def _ask(
+    folder: Path, name: str, root: Path, questions: int | None, batch: int, network: Any
+) -> dict[str, float]:
+    """What lm-eval says of a network on a benchmark: shares of questions answered right."""
+    model = (network.model, read_tokenizer(folder))
+    score = evaluate(model, [name], root=root, source="files", limit=questions, batch=batch)[name]
+    found = {"benchmark": score.accuracy, "benchmark_normalised": score.normalised}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _check(source: str, split: str, **options: Any) -> None:
@@ -278,6 +306,7 @@ def _of_conversations(
     notes: Sequence[str],
     facts: Mapping[str, Any],
     network: Mapping[str, Any],
+    ask: Ask | None,
 ) -> Task:
     """The task of these conversations."""
     rows = [
@@ -326,7 +355,7 @@ def _of_conversations(
         },
         loss=LOSSES[loss],
         network=network,
-        scoring=NextTokens(sets["validation"], batch),
+        scoring=NextTokens(sets["validation"], batch, ask),
         depends={"model": version, "pretrained": network["pretrained"], "loss": loss},
         delivery=Delivery(rows, Path(network["folder"])),
     )

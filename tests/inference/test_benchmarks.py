@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from bads_ppl.errors import InputError
 from inference.benchmark_files import BENCHMARKS, benchmark_splits, conversation, read_benchmark
-from inference.benchmark_scores import Score, Scores
+from inference.benchmark_scores import Score, Scores, evaluate
 from inference.benchmark_tasks import FEWSHOT_SEED
-from inference.benchmarks import evaluate, main, parse, table
+from inference.benchmarks import main, parse, table
 from models.causal import Causal, read_causal
 from models.chat import SIZES, build_folder
 from models.pretrained import read_tokenizer
