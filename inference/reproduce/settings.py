@@ -77,9 +77,7 @@ BLEU = Score("bleu", "test BLEU", 1.0, "", "points of BLEU")
 NEXT_TOKEN = Score(
     "accuracy", "next tokens of answers", 100.0, " %", "percentage points", kept=True
 )
-BENCHMARK = Score(
-    "benchmark", "questions answered right", 100.0, " %", "percentage points", kept=True
-)
+BENCHMARK = Score("benchmark", "right answers", 100.0, " %", "percentage points", kept=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -151,6 +151,6 @@ def test_a_source_is_ahead_in_weight_by_the_interval_of_the_difference(results):
     made = results(bads=[(0.9, 0.8, 0.2), (0.9, 0.7, 0.2), (0.9, 0.9, 0.2)])
     key = Key("mnist-25", "bads")
     verdict = ahead_in_weight(key, "rare", "frequent")(made)
-    assert verdict == ("agrees", "mean w of bads, rare − frequent 0.60 [0.35, 0.85]")
+    assert verdict == Verdict("agrees", "mean w of bads, rare − frequent 0.60 [0.35, 0.85]")
     assert ahead_in_weight(key, "frequent", "rare")(made).outcome == "disagrees"
     assert ahead_in_weight(key, "rare", "neither")(made).outcome == "cannot tell"

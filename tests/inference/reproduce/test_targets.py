@@ -105,8 +105,9 @@ def test_scores_at_the_end_are_drawn_by_benchmark_and_score(tuned):
         for score in ("right answers", "next tokens of answers")
         for name in ("ARC-easy", "MMLU")
     ]
+    labels = [label.get_text() for label in axes[0].get_yticklabels()]
+    assert labels == ["bads", "mixing"]  # and of the others, which share them
     for one, means in zip(axes, [(40, 25)] * 2 + [(81, 51)] * 2, strict=True):
-        assert [label.get_text() for label in one.get_yticklabels()] == ["bads", "mixing"]
         dots = [line.get_xdata()[0] for line in one.lines if len(line.get_xdata()) == 1]
         assert dots == pytest.approx(means)
         bars = [line.get_xdata() for line in one.lines if len(line.get_xdata()) == 2]
