@@ -7,7 +7,7 @@ examples shows. Where no model can be had, a small Llama is made on the spot.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,7 @@ from inference.instruction_sets import (
     without_targets,
 )
 from inference.instructions import Conversation, Instructions, OnError, find_examples
-from inference.llm_outputs import Delivery
+from inference.llm_outputs import Delivery, Row, Selected
 from inference.made_instructions import MADE, made_instructions
 from inference.next_tokens import Ask, NextTokens
 from inference.sources import SPLITS
@@ -79,6 +79,7 @@ def llm(
     tested: int = 300,
     questions: int | None = 0,
     batch: int = 32,
+    selected: Selected = "top",
 ) -> Task:
     """Instructions to weigh and to learn from.
 
@@ -112,12 +113,21 @@ def llm(
         questions: test questions of a benchmark that lm-eval asks the network that is kept,
             evenly spaced; None: all.
         batch: examples that go through the network together in evaluations.
+        selected: how the share `sparsity` is selected, see `Delivery`.
 
     Raises:
         InputError: for files that cannot be used, names that do not exist, impossible sizes, or a
             model that cannot be had.
     """
-    _check(source, split, long=long, loss=loss, pretraining=pretraining, tested=tested)
+    _check(
+        source,
+        split,
+        long=long,
+        loss=loss,
+        selected=selected,
+        pretraining=pretraining,
+        tested=tested,
+    )
     reading = Reading(on_error, empty)
     place = Path(root)
     if questions != 0:
@@ -170,6 +180,7 @@ def llm(
         notes=(*notes, *told),
         facts={"model": str(model or "built"), "pretrained": pretrained, "target": aim.name},
         network={"folder": str(folder), "pretrained": pretrained},
+        deliver=partial(Delivery, base=folder, selected=selected, seed=seed),
         ask=None if questions == 0 else partial(_ask, folder, str(target), place, questions, batch),
     )
 
@@ -199,6 +210,7 @@ def _check(source: str, split: str, **options: Any) -> None:
         "split": (split, SPLITS),
         "task.data.long": (options["long"], ("cut", "drop", "refuse")),
         "task.data.loss": (options["loss"], LOSSES),
+        "task.data.selected": (options["selected"], ("top", "sample")),
     }
     for name, (value, several) in known.items():
         if value not in several:
@@ -306,6 +318,7 @@ def _of_conversations(
     notes: Sequence[str],
     facts: Mapping[str, Any],
     network: Mapping[str, Any],
+    deliver: Callable[[Sequence[Row]], Delivery],
     ask: Ask | None,
 ) -> Task:
     """The task of these conversations."""
@@ -357,7 +370,7 @@ def _of_conversations(
         network=network,
         scoring=NextTokens(sets["validation"], batch, ask),
         depends={"model": version, "pretrained": network["pretrained"], "loss": loss},
-        delivery=Delivery(rows, Path(network["folder"])),
+        delivery=deliver(rows),
     )
 
 

@@ -139,7 +139,9 @@ def sources(results: Results) -> Figure:
         found = {name: arm.estimate(f"groups.{name}.mean_weight", (0, 1)) for name in groups(arm)}
         _dots(axes, found)
         axes.set_xlabel("mean weight")
-        axes.set_xlim(left=0)
+        axes.set_xlim(
+            0, 1.1 * max(one.high if one.has_interval else one.mean for one in found.values())
+        )
     return figure
 
 
@@ -153,6 +155,7 @@ def _dots(axes: Axes, found: Mapping[str, Estimate], scale: float = 1.0) -> None
     axes.set_yticks(range(len(found)), list(found))
     axes.set_ylim(len(found) - 0.5, -0.5)
     axes.margins(x=0.15)
+    axes.xaxis.set_major_formatter("{x:g}")
 
 
 def costs(results: Results) -> Figure:

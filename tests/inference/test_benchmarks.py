@@ -18,6 +18,8 @@ from inference.benchmark_files import BENCHMARKS, benchmark_splits, conversation
 from inference.benchmark_scores import Score, Scores, evaluate
 from inference.benchmark_tasks import FEWSHOT_SEED
 from inference.benchmarks import main, parse, table
+from inference.run import compose_run
+from inference.run import run as run_once
 from models.causal import Causal, read_causal
 from models.chat import SIZES, build_folder
 from models.pretrained import read_tokenizer
@@ -449,6 +451,36 @@ def run(folder, tmp_path) -> Path:
     (tmp_path / "run" / "model").symlink_to(folder)
     (tmp_path / "run" / "results.json").write_text("{}")
     return tmp_path / "run"
+
+
+def test_a_run_asks_the_network_that_it_keeps(root, tmp_path, monkeypatch):
+    monkeypatch.setitem(SIZES, "tiny", SMALL)
+    rows = [{"prompt": f"{word} {k}?", "response": "two cats"} for k, word in enumerate(WORDS)]
+    source = tmp_path / "source.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = (
+        "task=llm",
+        "task.target=arc_easy",
+        "task.meta_count=2",
+        f"task.data.sources={{own: '{source}'}}",
+        "task.data.vocabulary=300",
+        "task.data.pretraining=0",
+        "task.data.questions=6",
+        f"data.root='{root}'",
+        f"cache='{tmp_path / 'cache'}'",
+        f"run_dir='{tmp_path / 'run'}'",
+        "device=cpu",
+        "steps=4",
+        "burn_in=2",
+        "evaluate_every=2",
+        "thinning=1",
+        "chains=1",
+        "sampler.train_batch=4",
+        "sampler.meta_batch=2",
+    )
+    found = run_once(*compose_run(options, "a test"))["test"]
+    (one,) = evaluate(tmp_path / "run" / "model", ["arc_easy"], root=root, limit=6).values()
+    assert (found["benchmark"], found["benchmark_normalised"]) == (one.accuracy, one.normalised)
 
 
 def test_the_command_writes_scores_beside_the_results(run, root, capsys, caplog):
