@@ -104,8 +104,9 @@ def llm(
         model: id or local folder of a causal language model; None or "built": one made on the spot.
         size: of a built model.
         vocabulary: most tokens of a built model.
-        pretraining: steps in which a built model learns the language of conversations that are not
-            weighed or tested on, or of the train examples where there are no others; 0: none.
+        pretraining: steps in which a built model learns to copy, and as many in which it learns the
+            language of conversations that are not weighed or tested on, or of the train examples
+            where there are no others; 0: none.
         max_tokens: of a conversation that the network is shown.
         long: what becomes of longer train and meta conversations; others are cut.
         loss: "token": mean over a response's tokens; "sequence": their sum, the likelihood of (3).
@@ -164,9 +165,8 @@ def llm(
         )
     others = [] if made else _others(place, named, reading)
     folder, pretrained, told = _model(
-        model, size, vocabulary, 0 if made else pretraining, chosen, others, cache, device,
-        max_tokens,
-    )  # fmt: skip
+        model, size, vocabulary, pretraining, chosen, others, made, cache, device, max_tokens
+    )
     return _of_conversations(
         name,
         chosen,
@@ -272,6 +272,7 @@ def _model(
     pretraining: int,
     sources: Sequence[Instructions],
     others: Sequence[Conversation],
+    made: bool,
     cache: Path,
     device: torch.device | None,
     max_tokens: int,
@@ -284,7 +285,7 @@ def _model(
     folder = build_folder(cache, texts, size, vocabulary)
     how, pretrained = "without pretraining", False
     if pretraining:
-        learned = list(others) or own
+        learned = [] if made else list(others) or own
         folder = pretrained_causal(
             folder,
             learned,
@@ -292,8 +293,10 @@ def _model(
             max_tokens=max_tokens,
             device=device or torch.device("cpu"),
         )
-        what = "other conversations" if others else "conversations, those to be weighed"
-        how, pretrained = f"trained on {len(learned):,} {what}", True
+        how, pretrained = "that was taught to copy", True
+        if learned:
+            what = "other conversations" if others else "conversations, those to be weighed"
+            how += f", and trained on {len(learned):,} {what}"
     note = (
         f"the network is a Llama of size {size} {how}: its numbers cannot be compared with those "
         "of a language model (task.model names one)"
