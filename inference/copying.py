@@ -48,7 +48,7 @@ class Copying:
         parts = torch.randint(
             self.first, self.vocabulary, shape, generator=generator, device=device
         )
-        order = torch.rand(count, PARTS, **drawn).argsort(1)
+        order = torch.rand(count, PARTS, generator=generator, device=device).argsort(1)
         moved = parts.gather(1, order[:, :, None].expand(shape))
         end = torch.full((count, 1), self.end, device=device)
         ids, labels = self.laid_out(parts.flatten(1), moved.flatten(1), end)
