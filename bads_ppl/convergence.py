@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +65,7 @@ def estimate(chains: Sequence[NDArray[np.floating]]) -> Estimates:
     draws, size = chains[0].shape
     step = max(1, _PIECE // (len(chains) * draws))
     kinds = {field.name: np.float64 for field in fields(Estimates)} | {"still": np.bool_}
-    found = {name: np.empty(size, dtype=kind) for name, kind in kinds.items()}
+    found: dict[str, Any] = {name: np.empty(size, dtype=kind) for name, kind in kinds.items()}
     for first in range(0, size, _READ * step):
         read = [np.array(chain[:, first : first + _READ * step]) for chain in chains]
         for start in range(0, read[0].shape[1], step):

@@ -81,8 +81,7 @@ class MinibatchKernel(MCMCKernel):
             Metropolis-adjusted acceptance rate on the minibatch comes near this value; frozen
             afterwards. None: step sizes stay as given.
         thinning: steps per draw, warm-up draws too, when run by `pyro.infer.MCMC`.
-        folder: where files hold local latents, of which memory holds those looked at last, for
-            sets whose 4 bytes a point it has no room for; None: memory. Values are the same.
+        folder: for files that hold local latents in place of memory (`bads_ppl.sites.new_table`).
         generator: source of data order and noise, on the device of the data.
 
     Raises:
@@ -565,14 +564,8 @@ class MinibatchKernel(MCMCKernel):
             report["meta_loss"] = -float(terms["meta_target"].mean())
         if "train_loss" in terms:
             report["weighted_train_loss"] = -float(terms["train_loss"].mean())
-        table = self.latents.tables.get(SITE)
-        totals = {one.table: one.total for one in self.latents.sums.values()}
-        total = totals.get(SITE if table is not None else None)
-        if table is not None and total is None:
-            total = table.total()
-        if total is not None:
-            report["mean_w"] = float(total) / len(self.train)
-        return report
+        total = self.latents.total(SITE)
+        return report if total is None else report | {"mean_w": float(total) / len(self.train)}
 
     @property
     def evidence(self) -> str:

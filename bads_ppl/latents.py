@@ -217,6 +217,13 @@ class Latents:
             raise InputError(f"the program has no site {site!r}")
         return run.kept
 
+    def total(self, site: str) -> Tensor | None:
+        """Sum () over a local site's plate; of a computed one that of a `plate_sum`, if any."""
+        table = self.tables.get(site)
+        totals = {one.table: one.total for one in self.sums.values()}
+        total = totals.get(site if table else None)
+        return table.total() if table and total is None else total
+
     def zero_grad(self) -> None:
         for network in self.networks.values():
             for parameter in network.parameters:

@@ -189,7 +189,10 @@ class ImportanceMinibatches:
         height, to_drawn = height.mul_(total).flatten().sort()
         uniform, to_uniform = uniform.flatten().sort()
         drawn = torch.empty_like(to_drawn)
-        of_drawn, of_uniform = torch.empty_like(height), torch.empty_like(uniform, dtype=total.dtype)
+        of_drawn, of_uniform = (
+            torch.empty_like(height),
+            torch.empty_like(uniform, dtype=total.dtype),
+        )
         first = [0, 0]
         for piece, before, upto in zip(pieces(self.size), sums, sums[1:], strict=False):
             weights, cumulative = self._cumulative(piece, before)
