@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import math
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -160,16 +159,15 @@ def new_table(size: int, row: Tensor, folder: Path | None) -> Tensor:
             f"{row.device.type}: use table=memory, or device=cpu"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    count = math.prod(shape)
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".table-") as file:
-        try:  # a disk that is full must not show at a step, where it would kill the process
-            os.posix_fallocate(file.fileno(), 0, 4 * count)
-        except OSError as failure:
-            raise write_error(failure.errno or errno.EIO, folder) from failure
-        value = torch.from_file(file.name, shared=True, size=count).view(shape)
-    for part in pieces(size):
-        value[part] = row
-    return value
+    try:  # written, not through the map: where the disk is full, that would kill the process
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".table-") as file:
+            for part in pieces(size):
+                rows = row.expand(part.stop - part.start, *row.shape)
+                file.write(rows.contiguous().numpy().data)
+            file.flush()
+            return torch.from_file(file.name, shared=True, size=math.prod(shape)).view(shape)
+    except OSError as failure:
+        raise write_error(failure.errno or errno.EIO, folder) from failure
 
 
 @dataclass
