@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -125,6 +125,7 @@ def run_chains(
     weights: Callable[[MinibatchKernel], Tensor] = MinibatchKernel.site_values,
     size: int | None = None,
     workers: int | None = 1,
+    table: Literal["memory", "disk"] = "memory",
 ) -> list[ChainResult]:
     """Run chains, one after the other or side by side.
 
@@ -147,6 +148,8 @@ def run_chains(
         size: N, where it is not the size of the train set.
         workers: chains at a time, each in a process of its own with one thread; None: as many as
             there are cores, where that is of use (`bads_ppl.workers`). 1: all in this process.
+        table: where local latents are held. "disk": in a file in the chain's folder, of which
+            memory holds what was looked at last; it needs the CPU. Results are the same.
 
     Raises:
         InputError: if a folder holds draws of another run, or a checkpoint does not fit.
@@ -157,6 +160,8 @@ def run_chains(
         raise InputError(f"chains must be at least 1, got {chains}")
     if seed < 0:
         raise InputError(f"seed must be 0 or more, got {seed}")
+    if table not in ("memory", "disk"):
+        raise InputError(f"table must be 'memory' or 'disk', got {table!r}")
     about = {
         "settings": settings or {},
         **(facts or {}),
@@ -174,7 +179,9 @@ def run_chains(
     ):
         show = None if bar.disable else _Progress(bar, target)
         runner = _Runner(
-            make, train, meta, plan, about, resume, weights, size or len(train), target, show, stop
+            *(make, train, meta, plan, about, resume, weights, size or len(train), target, table),
+            show=show,
+            stop=stop,
         )
         folders = [folder / f"chain-{chain}" for chain in range(chains)]
         if count > 1:
@@ -222,6 +229,7 @@ class _Runner:
     weights: Callable[[MinibatchKernel], Tensor]
     size: int
     target: float | None
+    table: str
     show: Report | None
     stop: list[int]
 
@@ -242,6 +250,7 @@ class _Runner:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(global_seed(seed, chain))
             kernel, monitor = self.make(chain, generator)
+            kernel.folder = folder if self.table == "disk" else kernel.folder
             kernel.setup(self.plan.first, self.train, self.meta)
             state = _ChainState(
                 folder / CHECKPOINT, {**self.about, "chain": chain}, kernel, monitor

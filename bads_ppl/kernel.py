@@ -17,6 +17,7 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -80,6 +81,7 @@ class MinibatchKernel(MCMCKernel):
             Metropolis-adjusted acceptance rate on the minibatch comes near this value; frozen
             afterwards. None: step sizes stay as given.
         thinning: steps per draw, warm-up draws too, when run by `pyro.infer.MCMC`.
+        folder: for files that hold local latents in place of memory (`bads_ppl.sites.new_table`).
         generator: source of data order and noise, on the device of the data.
 
     Raises:
@@ -102,6 +104,7 @@ class MinibatchKernel(MCMCKernel):
         local_steps: int = 1,
         target_acceptance: float | None = None,
         thinning: int = 1,
+        folder: Path | None = None,
     ) -> None:
         for value in temperature.values() if isinstance(temperature, Mapping) else [temperature]:
             if not (math.isfinite(value) and value >= 0):
@@ -135,6 +138,7 @@ class MinibatchKernel(MCMCKernel):
         self.local_steps = local_steps
         self.target_acceptance = target_acceptance
         self.thinning = thinning
+        self.folder = folder
         self.generator = generator
         self.steps = 0
         self._process = os.getpid()
@@ -203,7 +207,7 @@ class MinibatchKernel(MCMCKernel):
         check_batch_size(meta_batch, len(self.meta), "meta")
         rows = [torch.arange(n, device=self.train.device) for n in (train_batch, meta_batch)]
         self.latents = Latents.find(
-            self.program, self.train.batch(rows[0]), self.meta.batch(rows[1])
+            self.program, self.train.batch(rows[0]), self.meta.batch(rows[1]), self.folder
         )
         groups = self.latents.groups()
         self.schedules = by_group(self.step_size, groups)
@@ -362,6 +366,7 @@ class MinibatchKernel(MCMCKernel):
                 for key, kept in self.states[name].items()
             }
             self._move(name, [new], [grad], state, speed)
+            table.damage += (new - new).sum()
             for key, kept in self.states[name].items():  # of a row that occurs twice the first
                 for whole, part in zip(kept, state[key], strict=True):
                     whole[table.index] = part if found is None else part[found[0]]
@@ -435,7 +440,7 @@ class MinibatchKernel(MCMCKernel):
         Raises:
             Diverged: with the step sizes in use and those to try.
         """
-        state = [self.potential] + [table.value.sum() for table in self.latents.tables.values()]
+        state = [self.potential] + [table.damage for table in self.latents.tables.values()]
         state += [p.sum() for site in self.latents.networks.values() for p in site.parameters]
         if bool(torch.stack([x.detach().double().cpu() for x in state]).isfinite().all()):
             return
@@ -559,13 +564,8 @@ class MinibatchKernel(MCMCKernel):
             report["meta_loss"] = -float(terms["meta_target"].mean())
         if "train_loss" in terms:
             report["weighted_train_loss"] = -float(terms["train_loss"].mean())
-        table = self.latents.tables.get(SITE)
-        if table is not None:
-            report["mean_w"] = float(table.values().mean())
-        else:
-            for plate_sum in self.latents.sums.values():
-                report["mean_w"] = float(plate_sum.total) / len(self.train)
-        return report
+        total = self.latents.total(SITE)
+        return report if total is None else report | {"mean_w": float(total) / len(self.train)}
 
     @property
     def evidence(self) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pyro
 import torch
@@ -43,7 +44,7 @@ class Latents:
         program: the program.
         train: a batch to find the sites with.
         meta: likewise.
-        generator: draws the initial values of global latents that have no `initial`.
+        folder: for files that hold tables of local latents; None: memory holds them.
     """
 
     program: Program
@@ -56,9 +57,12 @@ class Latents:
     temperature: Mapping[str, float] = field(default_factory=dict)
     steps: int = 0
     changes: bool = False  # the program asks for the number of steps
+    folder: Path | None = None
 
     @classmethod
-    def find(cls, program: Program, train: Batch, meta: Batch) -> Latents:
+    def find(
+        cls, program: Program, train: Batch, meta: Batch, folder: Path | None = None
+    ) -> Latents:
         """Run the program once on two batches and set up its sites.
 
         Global and local latents start at `infer={"initial": value}` (constrained) where the site
@@ -68,7 +72,7 @@ class Latents:
             InputError: if a site is discrete, a network has nothing to sample, or there is no
                 latent at all.
         """
-        latents = cls(program)
+        latents = cls(program, folder=folder)
         with torch.no_grad(), pyro.validation_enabled(False), Find(latents):
             program(train, meta)
         if not (latents.networks or latents.globals or latents.tables):
@@ -212,6 +216,13 @@ class Latents:
         if run.kept is None:
             raise InputError(f"the program has no site {site!r}")
         return run.kept
+
+    def total(self, site: str) -> Tensor | None:
+        """Sum () over a local site's plate; of a computed one that of a `plate_sum`, if any."""
+        table = self.tables.get(site)
+        totals = {one.table: one.total for one in self.sums.values()}
+        total = totals.get(site if table else None)
+        return table.total() if table and total is None else total
 
     def zero_grad(self) -> None:
         for network in self.networks.values():

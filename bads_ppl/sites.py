@@ -9,17 +9,35 @@ Everything here is on the unconstrained scale unless it says otherwise.
 
 from __future__ import annotations
 
+import errno
+import math
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from pyro.distributions import Independent, Normal
 from torch import Tensor, nn
 
+from bads_ppl.atomic import write_error
 from bads_ppl.errors import InputError
 from bads_ppl.primitives import Restart, Revert
+
+PIECE = 2**18
+"""Rows of a table that are looked at in one go: whole tables may be larger than memory."""
+
+
+def pieces(size: int) -> Iterator[slice]:
+    """Rows 0 to size - 1 in order, `PIECE` at a time."""
+    return (slice(start, min(start + PIECE, size)) for start in range(0, size, PIECE))
+
+
+def total_dtype(device: torch.device) -> torch.dtype:
+    """In which sums over whole sets are kept."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 class NetworkSite:
@@ -96,14 +114,60 @@ class Table:
     plate: str
     value: Tensor  # (N, ...), unconstrained
     transform: Any
+    damage: Tensor  # () 0 while all values that rows moved to were finite, NaN ever after
     rows: Tensor | None = None  # leaf (B, ...): the rows of the batch in hand
     constrained: Tensor | None = None  # the same rows as the program saw them
     index: Tensor | None = None  # (B,)
 
-    def values(self) -> Tensor:
-        """All rows (N, ...) on the constrained scale."""
-        result: Tensor = self.transform(self.value)
+    def values(self, rows: slice = slice(None)) -> Tensor:
+        """Some rows (M, ...), default all, on the constrained scale."""
+        value = self.value[rows]
+        if len(value) <= PIECE:
+            result: Tensor = self.transform(value)
+            return result
+        result = value.new_empty(self.transform.forward_shape(value.shape))
+        for part in pieces(len(value)):  # a transform makes copies of what it is given
+            result[part] = self.transform(value[part])
         return result
+
+    def total(self) -> Tensor:
+        """Sum () over all rows on the constrained scale."""
+        dtype = total_dtype(self.value.device)
+        parts = [self.values(rows).sum(dtype=dtype) for rows in pieces(len(self.value))]
+        return torch.stack(parts).sum()
+
+
+def new_table(size: int, row: Tensor, folder: Path | None) -> Tensor:
+    """A table (size, ...) of rows that are all `row`.
+
+    Args:
+        size: N.
+        row: (...) what each row starts as.
+        folder: folder for a file that holds the table, of which memory holds what was looked at
+            last. It has no name and lives as long as the table does. None: in memory.
+
+    Raises:
+        InputError: if there is a folder, and the row is on an accelerator or not float32.
+        OSError: if the disk has no room for it.
+    """
+    shape = (size, *row.shape)
+    if folder is None:
+        return row.expand(shape).clone()
+    if row.device.type != "cpu" or row.dtype != torch.float32:
+        raise InputError(
+            f"a table on disk must be of float32 values on the CPU, got {row.dtype} on "
+            f"{row.device.type}: use table=memory, or device=cpu"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    try:  # written, not through the map: where the disk is full, that would kill the process
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".table-") as file:
+            for part in pieces(size):
+                rows = row.expand(part.stop - part.start, *row.shape)
+                file.write(rows.contiguous().numpy().data)
+            file.flush()
+            return torch.from_file(file.name, shared=True, size=math.prod(shape)).view(shape)
+    except OSError as failure:
+        raise write_error(failure.errno or errno.EIO, folder) from failure
 
 
 @dataclass

@@ -25,6 +25,8 @@ from bads_ppl.sites import (
     RunningMean,
     Table,
     evaluation_mode,
+    new_table,
+    total_dtype,
 )
 
 if TYPE_CHECKING:
@@ -51,10 +53,6 @@ def _unconstrain(fn: Any) -> Any:
         if (bound == bound.flatten()[0]).all():
             support = constraints.greater_than(float(bound.flatten()[0]))
     return biject_to(support)
-
-
-def _total_dtype(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 class Reached(Exception):
@@ -117,9 +115,8 @@ class Find(Messenger):
             )
         if plates:
             (frame,) = plates
-            rows = (frame.full_size, *unconstrained.shape[1:])
-            value = unconstrained[:1].expand(rows).clone()
-            self.latents.tables[name] = Table(frame.name, value, transform)
+            value = new_table(frame.full_size, unconstrained[0], self.latents.folder)
+            self.latents.tables[name] = Table(frame.name, value, transform, value.new_zeros(()))
             msg["value"] = transform(value[: frame.size])
         else:
             value = unconstrained.clone().requires_grad_()
@@ -129,15 +126,13 @@ class Find(Messenger):
 
     def _pyro_plate_sum(self, msg: Any) -> None:
         value, batch = msg["args"]
-        dtype = _total_dtype(value.device)
         for name, table in self.latents.tables.items():
             if value is self.seen[name]:
-                total = table.values().sum(dtype=dtype)
-                self.latents.sums[msg["name"]] = PlateSum(total, name)
+                self.latents.sums[msg["name"]] = PlateSum(table.total(), name)
                 return
         mean = value.detach().mean()
         memory = mean.expand(batch.size).clone()
-        total = memory.sum(dtype=dtype)
+        total = memory.sum(dtype=total_dtype(value.device))
         self.latents.sums[msg["name"]] = PlateSum(total, None, memory)
 
     def _pyro_steps_taken(self, msg: Any) -> None:

@@ -260,6 +260,7 @@ def sample(experiment: Experiment) -> list[ChainResult]:
             weights=experiment.weights,
             size=len(experiment.task.train),
             workers=config.workers,
+            table=config.table,
         )
     except Diverged as error:
         options = [f"method.learning_rate={config.method.learning_rate / 4:.2g}"]

@@ -29,6 +29,7 @@ NOT_SETTINGS = (
     "cache",
     "checkpoint_seconds",
     "workers",
+    "table",
 )
 """Top-level options that a resumed run may change: longer or more chains, or another machine."""
 
