@@ -27,8 +27,7 @@ from bads_ppl.errors import InputError
 from inference.benchmark_files import BENCHMARKS
 from inference.benchmark_scores import Scores, evaluate
 from inference.embeddings import folder_version
-from inference.folder import RESULTS, SCORES
-from inference.llm_outputs import MODEL
+from inference.folder import MODEL, RESULTS, SCORES
 from inference.outcome import versions
 from inference.run import exit_codes
 from models.lora import CONFIG

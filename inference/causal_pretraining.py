@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -73,14 +74,14 @@ def pretrained_causal(
         return complete(folder)
     chat = Chat(built, max_tokens)
     copied = Repeating(chat.vocabulary, SPECIAL.index("<|end|>"), len(SPECIAL)).data()
-    given = {"options": options, "device": device}
-    network, place = learned_beside(
-        built, "copy", lambda: Causal(built, pretrained=False).to(device), copied, about, **given
+    learn = partial(learned_beside, built, options=options, device=device)
+    network, place = learn(
+        "copy", lambda: Causal(built, pretrained=False).to(device), copied, about
     )
     if conversations:
         copier = network
         said = _every_token(chat, conversations)
-        network, place = learned_beside(built, "say", lambda: copier.train(), said, more, **given)
+        network, place = learn("say", lambda: copier.train(), said, more)
     write_model(folder, built, network)
     if conversations:
         shutil.rmtree(place, ignore_errors=True)  # the copier may serve for others

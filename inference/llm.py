@@ -191,7 +191,9 @@ def _check_asked(target: str | None, questions: int | None) -> None:
             f"task.data.questions={questions} are of a benchmark, got task.target={target}: take "
             f"one of {', '.join(BENCHMARKS)}, or leave questions at 0"
         )
-    check([target], **{"task.data.questions": questions})
+    if questions is not None and questions < 0:
+        raise InputError(f"task.data.questions must be at least 0, got {questions}")
+    check([target])
 
 
 def _ask(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -81,14 +82,14 @@ def pretrained_folder(
     pieces = Pieces(built, max_source, max_target)
 
     copied = Copying(pieces.vocabulary, pieces.end, len(SPECIAL)).data()
-    given = {"options": options, "device": device}
-    network, place = learned_beside(
-        built, "copy", lambda: Seq2Seq(built, pretrained=False).to(device), copied, about, **given
+    learn = partial(learned_beside, built, options=options, device=device)
+    network, place = learn(
+        "copy", lambda: Seq2Seq(built, pretrained=False).to(device), copied, about
     )
     if pairs:
         copier = network
         said = _renamed(pieces, pairs)
-        network, place = learned_beside(built, "say", lambda: copier.train(), said, more, **given)
+        network, place = learn("say", lambda: copier.train(), said, more)
     write_model(folder, built, network)
     if pairs:
         shutil.rmtree(place, ignore_errors=True)  # the copier may serve for other pairs

@@ -259,6 +259,7 @@ def test_a_benchmark_is_the_target_and_examples_are_the_sources(cache):
         ({"pretraining": -1}, "task.data.pretraining must be at least 0, got -1"),
         ({"tested": 0}, "task.data.tested must be at least 1, got 0"),
         ({"selected": "best"}, "task.data.selected must be one of top, sample, got 'best'"),
+        ({"meta": None, "test": None, "target": "mmlu", "questions": -1}, "at least 0, got -1"),
         ({"questions": 5}, "task.data.questions=5 are of a benchmark, got task.target=None"),
         ({"shuffle": ["nowhere"]}, "no sources: they are near, far"),
         ({"target": "mmlu"}, "leave one of them out"),
