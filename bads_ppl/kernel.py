@@ -25,11 +25,12 @@ from torch import Tensor
 
 from bads_ppl.adaptation import Adaptation
 from bads_ppl.data import Batch, Data
-from bads_ppl.errors import Diverged, InputError
+from bads_ppl.errors import Diverged, InputError, RanksError
 from bads_ppl.latents import Latents
 from bads_ppl.minibatches import ImportanceMinibatches, UniformMinibatches, check_batch_size
 from bads_ppl.primitives import Revert
 from bads_ppl.program import Program
+from bads_ppl.ranks import ALONE, Ranks
 from bads_ppl.schedules import Schedule, by_group
 from bads_ppl.sites import Repeats, first_occurrence
 from bads_ppl.stiffness import check_stiffness
@@ -81,6 +82,8 @@ class MinibatchKernel(MCMCKernel):
             afterwards. None: step sizes stay as given.
         thinning: steps per draw, warm-up draws too, when run by `pyro.infer.MCMC`.
         generator: source of data order and noise, on the device of the data.
+        ranks: the processes that run this chain together, each on a share of every batch; all of
+            them need the same program, data and generator (`bads_ppl.ranks`).
 
     Raises:
         InputError: for values outside of the ranges above.
@@ -102,6 +105,7 @@ class MinibatchKernel(MCMCKernel):
         local_steps: int = 1,
         target_acceptance: float | None = None,
         thinning: int = 1,
+        ranks: Ranks = ALONE,
     ) -> None:
         for value in temperature.values() if isinstance(temperature, Mapping) else [temperature]:
             if not (math.isfinite(value) and value >= 0):
@@ -136,6 +140,7 @@ class MinibatchKernel(MCMCKernel):
         self.target_acceptance = target_acceptance
         self.thinning = thinning
         self.generator = generator
+        self.ranks = ranks
         self.steps = 0
         self._process = os.getpid()
 
@@ -184,8 +189,8 @@ class MinibatchKernel(MCMCKernel):
         """Find the program's sites and start the minibatches; args are the train and meta `Data`.
 
         Raises:
-            InputError: if the arguments are not two `Data`, a batch is larger than its set, or a
-                group has no step size.
+            InputError: if the arguments are not two `Data`, a batch is larger than its set or not
+                a multiple of the number of processes, or a group has no step size.
         """
         if len(args) != 2 or kwargs or not all(isinstance(a, Data) for a in args):
             raise InputError(
@@ -201,6 +206,8 @@ class MinibatchKernel(MCMCKernel):
         meta_batch = min(50, len(self.meta)) if self.meta_batch is None else self.meta_batch
         check_batch_size(train_batch, len(self.train), "train")
         check_batch_size(meta_batch, len(self.meta), "meta")
+        self.ranks.check_share(train_batch, "train")
+        self.ranks.check_share(meta_batch, "meta")
         rows = [torch.arange(n, device=self.train.device) for n in (train_batch, meta_batch)]
         self.latents = Latents.find(
             self.program, self.train.batch(rows[0]), self.meta.batch(rows[1])
@@ -291,8 +298,8 @@ class MinibatchKernel(MCMCKernel):
         if self.steps == 0:
             check_stiffness(self)
         rows = self.train_rows.next()
-        train = self.train.view(rows.index, self.generator, rows.importance)
-        meta = self.meta.view(self.meta_rows.next().index, self.generator)
+        train = self.train.view(rows.index, self.generator, rows.importance).shared(self.ranks)
+        meta = self.meta.view(self.meta_rows.next().index, self.generator).shared(self.ranks)
         latents = self.latents
         repeats = None if rows.distinct else first_occurrence(rows.index)
         held = None
@@ -301,20 +308,20 @@ class MinibatchKernel(MCMCKernel):
             for _ in range(self.local_steps - 1):
                 latents.backward_rows(train, meta, held)
                 with torch.no_grad():
-                    self._move_tables(train, repeats)
+                    self._move_tables(train.whole, repeats)
         self.potential = latents.backward(train, meta, held)
         with torch.no_grad():
             self._move_networks()
             for name, site in latents.globals.items():
                 assert site.value.grad is not None
                 self._move(name, [site.value], [site.value.grad], self.states[name])
-            self._move_tables(train, repeats)
+            self._move_tables(train.whole, repeats)
         self.steps += 1
         for name, other in latents.finish_step(self.steps, repeats):
             for key, kept in self.states[other].items():
                 torch._foreach_copy_(self.states[name][key], kept)
         if self.steps <= self.warmup_steps:
-            self.adaptation.update(self, train, meta)
+            self.adaptation.update(self, train.whole, meta.whole)
             if self.steps == self.warmup_steps:
                 self.end_warmup()
 
@@ -447,6 +454,22 @@ class MinibatchKernel(MCMCKernel):
             f"sizes {used}. Try smaller ones: {tries}"
         )
 
+    def check_together(self) -> None:
+        """Refuse to go on where the processes that run the chain have come apart.
+
+        Raises:
+            RanksError: with what differs between them.
+        """
+        state = dict(self.latents.tensors()) | dict(self._state_tensors())
+        apart = self.ranks.apart(state | {"generator": self.generator.get_state()})
+        if apart:
+            raise RanksError(
+                f"the processes' states differ at step {self.steps}, in {', '.join(apart[:3])}, "
+                "and must be equal to the last bit: give them equal devices and the same versions, "
+                "data and settings, and networks without state of their own. resume=true "
+                "continues from the last checkpoint"
+            )
+
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, beside the settings and the data."""
         state = {f"latents/{k}": v for k, v in self.latents.state_dict().items()}
@@ -500,15 +523,20 @@ class MinibatchKernel(MCMCKernel):
     def site_values(self, site: str = SITE, chunk: int = 2048) -> Tensor:
         """Values (N_t,) of a per-point site for all train points, constrained.
 
-        A table is read; a computed site (a weight network's "w") is evaluated in chunks.
+        A table is read; a computed site (a weight network's "w") is evaluated in chunks, of which
+        every process takes its share.
         """
         table = self.latents.tables.get(site)
         if table is not None:
             return table.values()
         meta = self.meta.batch(torch.arange(1, device=self.meta.device))
-        return torch.cat(
-            [self.latents.values(site, batch, meta) for batch in self.train.batches(chunk)]
-        )
+        count = -(-len(self.train) // self.ranks.size) * self.ranks.size  # as many for each process
+        rows = torch.arange(count, device=self.train.device).clamp_(max=len(self.train) - 1)
+        found = [
+            self.latents.values(site, self.train.batch(part), meta)
+            for part in self.ranks.share(rows).split(chunk)
+        ]
+        return self.ranks.gather(torch.cat(found))[: len(self.train)]
 
     # pyro.infer.MCMC
 
@@ -553,12 +581,13 @@ class MinibatchKernel(MCMCKernel):
 
         "weighted_train_loss" is the mean of rho w l over the batch as drawn.
         """
-        report: dict[str, float] = {}
-        terms = self.latents.terms
-        if "meta_target" in terms:
-            report["meta_loss"] = -float(terms["meta_target"].mean())
-        if "train_loss" in terms:
-            report["weighted_train_loss"] = -float(terms["train_loss"].mean())
+        terms, names = (
+            self.latents.terms,
+            {"meta_target": "meta_loss", "train_loss": "weighted_train_loss"},
+        )
+        means = {name: terms[term].mean() for term, name in names.items() if term in terms}
+        self.ranks.mean_(list(means.values()))
+        report = {name: -float(mean) for name, mean in means.items()}
         table = self.latents.tables.get(SITE)
         if table is not None:
             report["mean_w"] = float(table.values().mean())

@@ -18,6 +18,7 @@ import torch
 from pyro.distributions import Independent, Normal
 from torch import Tensor, nn
 
+from bads_ppl.data import Batch
 from bads_ppl.errors import InputError
 from bads_ppl.primitives import Restart, Revert
 
@@ -55,6 +56,14 @@ class NetworkSite:
         """Log p(theta), () with its graph."""
         terms = [q.log_prob(p) for q, p in zip(self.priors, self.parameters, strict=True)]
         return torch.stack([term.sum() for term in terms]).sum()
+
+    def statistics(self) -> list[Tensor]:
+        """Running statistics of the module's normalisation layers; the live ones."""
+        layers = [
+            one for one in self.module.modules() if isinstance(one, nn.modules.batchnorm._NormBase)
+        ]
+        pairs = [(layer.running_mean, layer.running_var) for layer in layers]
+        return [value for pair in pairs for value in pair if value is not None]
 
     def gradients(self) -> list[Tensor]:
         """Gradient of the potential in each parameter, the closed-form prior included."""
@@ -99,6 +108,30 @@ class Table:
     rows: Tensor | None = None  # leaf (B, ...): the rows of the batch in hand
     constrained: Tensor | None = None  # the same rows as the program saw them
     index: Tensor | None = None  # (B,)
+
+    def share_moves(self, *batches: Batch) -> None:
+        """Put the rows of the whole batch in the place of this process's share, with gradients.
+
+        Gradients are those of the mean over the processes. Plates that are there as a whole are so
+        in every process.
+
+        Raises:
+            InputError: if the rows are those of no batch and not all rows.
+        """
+        assert self.rows is not None and self.rows.grad is not None and self.index is not None
+        grad, ranks = self.rows.grad, batches[0].ranks
+        batch = next((one for one in batches if one.index is self.index), None)
+        if batch is not None:
+            grad, self.index = ranks.gather(grad) / ranks.size, batch.whole.index
+        elif len(self.index) == len(self.value):
+            ranks.mean_([grad])
+        else:
+            raise InputError(
+                f"plate {self.plate!r} has {len(self.index)} of {len(self.value)} rows, which are "
+                "those of neither batch: several processes cannot share them; run in one process"
+            )
+        self.rows = self.value[self.index]
+        self.rows.grad, self.constrained = grad, self.transform(self.rows)
 
     def values(self) -> Tensor:
         """All rows (N, ...) on the constrained scale."""

@@ -1,0 +1,147 @@
+"""Chains of a few steps that one process runs, or several together; see `test_ranks`.
+
+As a script, with RANK and WORLD_SIZE set: `rank_cases.py MEETING OUT NAME...` runs the named cases
+in a process group that meets at a file, and leaves the state of this rank in OUT.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from bads_ppl.data import Data
+from bads_ppl.kernel import MinibatchKernel
+from bads_ppl.preconditioned import PreconditionedSGLD
+from bads_ppl.priors import NormalPrior, SparsityPrior
+from bads_ppl.program import Parts, bind
+from bads_ppl.ranks import ALONE, Ranks
+from bads_ppl.sghmc import SGHMC
+from bads_ppl.sgld import SGLD
+from bads_ppl.weights import InstanceWeights, WeightNetwork
+from models import joint, learned_sparsity, normalised
+from models.bilevel import bilevel
+
+STEPS = 6
+CLASSES = 3
+
+
+def sets(train: int = 39, meta: int = 10) -> tuple[Data, Data]:
+    """Points in three classes, more of the first."""
+    g = torch.Generator().manual_seed(3)
+    x, mx = torch.randn(train, 4, generator=g), torch.randn(meta, 4, generator=g)
+    lengths = torch.arange(train) % 5
+    return (
+        Data(x, (x[:, 0] > 0).long() + (x[:, 1] > 1), lengths=lengths),
+        Data(mx, (mx[:, 0] > 0).long() + (mx[:, 1] > 1), name="meta"),
+    )
+
+
+def network(*, norm: bool = False) -> nn.Module:
+    layers = [nn.Linear(4, 8), *([nn.BatchNorm1d(8)] if norm else []), nn.Tanh()]
+    return nn.Sequential(*layers, nn.Linear(8, CLASSES))
+
+
+def groups(train, meta, parts):
+    """A global latent without a closed score, and one latent per class in a plate of its own."""
+    theta = parts.sample_network()
+    tilt = pyro.sample("tilt", dist.Gamma(torch.tensor(2.0), torch.tensor(3.0)))
+    with pyro.plate("classes", CLASSES, subsample=torch.arange(CLASSES)):
+        shift = pyro.sample("shift", dist.Normal(torch.zeros(()), torch.ones(())))
+    loss = parts.loss(theta(train.input) + tilt * shift, train.target)
+    plate = train.plate("train")
+    w = parts.weights.sample(train, plate)
+    with plate:
+        pyro.factor("train_loss", -w * loss)
+    parts.observe_meta(theta(meta.input) + shift, meta)
+
+
+INSTANCE = {"theta": 0.01, "w": 0.2}
+NETWORK = {"theta": 0.01, "phi": 0.2}
+
+
+def made(
+    model, *, ranks: Ranks, sampler=SGLD, weights=None, norm=False, total="exact", **options
+) -> MinibatchKernel:
+    torch.manual_seed(5)
+    given = weights() if weights else InstanceWeights(0.4)
+    scales = NormalPrior(1.0, {"0.bias": 0.5})
+    parts = Parts(
+        network(norm=norm), given, SparsityPrior(0.4, scale=3.0, total=total), prior=scales
+    )
+    step = NETWORK if weights else INSTANCE
+    options = {"step_size": step, "train_batch": 8, "meta_batch": 4, **options}
+    generator = torch.Generator().manual_seed(7)
+    return sampler(bind(model, parts), generator=generator, ranks=ranks, **options)
+
+
+def phi() -> WeightNetwork:
+    return WeightNetwork(8, CLASSES, initial=0.4)
+
+
+def noisy(input: Tensor, generator: torch.Generator) -> Tensor:
+    return input + 0.1 * torch.randn(input.shape, generator=generator)
+
+
+CASES = {
+    "joint-instance": partial(made, joint, clip={"theta": 0.05, "w": 0.3}),
+    "joint-network": partial(made, joint, weights=phi, sampler=SGHMC),
+    "reverted-network": partial(
+        made, normalised, weights=phi, sampler=PreconditionedSGLD, clip={"theta": 0.05}, bucket=2
+    ),
+    "restarted-centred": partial(
+        made, partial(normalised, auxiliary="restarted", window=3, centre=True), sampler=SGHMC
+    ),
+    "importance": partial(
+        made, joint, minibatches="importance", local_steps=3, sampler=PreconditionedSGLD
+    ),
+    "paper-total": partial(made, joint, total="running_mean", mode="paper"),
+    "adapted": partial(made, joint, target_acceptance=0.8),
+    "latent-share": partial(
+        made, partial(learned_sparsity, base=joint), step_size={**INSTANCE, "beta": 0.01}
+    ),
+    "bilevel": partial(made, partial(bilevel, rate=0.1), temperature=0.0),
+    "groups": partial(made, groups, step_size={**INSTANCE, "tilt": 0.01, "shift": 0.01}),
+    "normed": partial(made, joint, norm=True),
+}
+"""Chains by name."""
+
+
+def state(name: str, ranks: Ranks = ALONE) -> dict[str, Tensor]:
+    """The state of a chain after some steps, with its weights and its report."""
+    kernel = CASES[name](ranks=ranks)
+    train, meta = sets()
+    if name == "restarted-centred":
+        train.augment = noisy
+    kernel.setup(4, train, meta)
+    for _ in range(STEPS):
+        kernel.step()
+    kernel.check_finite()
+    found = {key: value.clone() for key, value in kernel.state_dict().items()}
+    kernel.check_together()
+    report = torch.tensor(list(kernel.report().values()))
+    return found | {"w": kernel.site_values(chunk=7), "report": report}
+
+
+def meet(meeting: str) -> Ranks:
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=size
+    )
+    return Ranks.joined()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    ranks = meet(sys.argv[1])
+    for name in sys.argv[3:]:
+        tensors = {key: value.contiguous() for key, value in state(name, ranks).items()}
+        save_file(tensors, Path(sys.argv[2]) / f"{name}-{ranks.rank}.safetensors")
+    ranks.wait()
