@@ -21,6 +21,7 @@ from bads_ppl.kernel import MinibatchKernel
 from bads_ppl.plan import Plan
 from bads_ppl.priors import NormalPrior, SparsityPrior, default_scale, default_temperature
 from bads_ppl.program import Impact, Model, Parts, bind
+from bads_ppl.ranks import ALONE, Ranks
 from bads_ppl.schedules import Rescaled, named
 from bads_ppl.stiffness import check_stiffness
 from inference.evaluation import TaskMonitor
@@ -56,6 +57,7 @@ class Experiment:
         device: where they run.
         folder: the run's.
         proxies: what trains the method's proxies.
+        ranks: the processes that run it together.
     """
 
     config: DictConfig
@@ -66,6 +68,12 @@ class Experiment:
     device: torch.device
     folder: Path
     proxies: Proxies
+    ranks: Ranks = ALONE
+
+    @property
+    def apart(self) -> bool:
+        """Whether the processes run chains of their own."""
+        return bool(self.config.parallel == "chains")
 
     def prepared(self) -> Experiment:
         """The experiment with the scores that its method selects by; trains proxies."""
@@ -108,13 +116,16 @@ def load_task(config: DictConfig) -> Task:
     return task if config.fold is None else held_out(task, config.fold, config.seed)
 
 
-def prepare(config: DictConfig, choices: Choices, task: Task | None = None) -> Experiment:
+def prepare(
+    config: DictConfig, choices: Choices, task: Task | None = None, ranks: Ranks = ALONE
+) -> Experiment:
     """The experiment of a configuration, which it completes; writes nothing.
 
     Args:
         config: all settings.
         choices: what they were chosen by.
         task: the task of these settings, where it has been read before.
+        ranks: the processes that will run it together.
 
     Raises:
         InputError: for settings that do not fit each other or the data, or a folder that holds
@@ -151,7 +162,14 @@ def prepare(config: DictConfig, choices: Choices, task: Task | None = None) -> E
         config.method.temperature = default_temperature(setup.points)
     folder = Path(run_dir(config, choices, setup))
     check_folder(folder, config)
-    experiment = Experiment(config, choices, task, setup, plan, device, folder, given.proxies)
+    experiment = Experiment(
+        config, choices, task, setup, plan, device, folder, given.proxies, ranks
+    )
+    if not ranks.alone and not experiment.apart and setup.membership is not None:
+        raise InputError(
+            f"method={choices.method} chooses points within each batch, which {ranks.size} "
+            "processes cannot share: take parallel=chains, or run it in one process"
+        )
     _check_fit(experiment)
     return experiment
 
@@ -197,6 +215,7 @@ def _maker(
     prior = NormalPrior(config.method.prior_scale)
     scores = None if setup.membership is None else setup.membership.scores
     sampler = make_sampler(config, task, setup, experiment.plan)
+    ranks = ALONE if experiment.apart else experiment.ranks
 
     def make(chain: int, generator: torch.Generator) -> tuple[MinibatchKernel, TaskMonitor]:
         network = backbone(**task.shape).to(device)
@@ -205,7 +224,7 @@ def _maker(
         )
         if setup.learner is not None:
             parts.learner = setup.learner()
-        kernel = sampler(bind(setup.model, parts), generator=generator)
+        kernel = sampler(bind(setup.model, parts), generator=generator, ranks=ranks)
         density = setup.impact.weight == setup.impact.train
         return kernel, TaskMonitor(network, task, train, experiment.weights, density, scores)
 
@@ -241,9 +260,13 @@ def sample(experiment: Experiment) -> list[ChainResult]:
         InputError: if the folder holds chains of another run.
         Diverged: if a chain diverges.
         Stopped: after SIGINT or SIGTERM, with a checkpoint.
+        RanksError: if another of the processes ends.
     """
     config, setup, device = experiment.config, experiment.setup, experiment.device
-    prepare_folder(experiment.folder, config)
+    ranks = experiment.ranks
+    if ranks.first:
+        prepare_folder(experiment.folder, config)
+    ranks.wait()
     try:
         chains = run_chains(
             _maker(experiment),
@@ -260,13 +283,16 @@ def sample(experiment: Experiment) -> list[ChainResult]:
             weights=experiment.weights,
             size=len(experiment.task.train),
             workers=config.workers,
+            ranks=ranks,
+            apart=experiment.apart,
         )
     except Diverged as error:
         options = [f"method.learning_rate={config.method.learning_rate / 4:.2g}"]
         if setup.latent:
             options.append(f"weights.step_size={config.weights.step_size / 4:.2g}")
         raise Diverged(f"{error} (options {' '.join(options)})") from error
-    save_config(experiment.folder, config)
+    if ranks.first:
+        save_config(experiment.folder, config)
     return chains
 
 

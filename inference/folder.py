@@ -28,6 +28,7 @@ NOT_SETTINGS = (
     "cache",
     "checkpoint_seconds",
     "workers",
+    "parallel",
 )
 """Top-level options that a resumed run may change: longer or more chains, or another machine."""
 

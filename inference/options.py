@@ -114,6 +114,7 @@ class Schema:
     schedule: str = "constant"
     step_sizes: dict[str, float] = field(default_factory=dict)
     workers: int | None = None
+    parallel: str = "data"
     device: str = "auto"
     run_dir: str | None = None
     resume: bool = False
