@@ -49,7 +49,7 @@ def joined(config: DictConfig) -> Ranks:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of how many threads it takes
         state = PartialState(cpu=cpu, timeout=PATIENCE)
-    config.device = str(state.device)
+    config.device = "cpu" if cpu else str(state.device)
     ranks = Ranks.joined()
     if not ranks.first:  # the first says it
         logging.disable(logging.WARNING)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pyro.distributions as dist
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import LlamaConfig
 
 from bads_ppl.data import Data
 from bads_ppl.kernel import MinibatchKernel
@@ -28,6 +30,8 @@ from bads_ppl.sgld import SGLD
 from bads_ppl.weights import InstanceWeights, WeightNetwork
 from models import joint, learned_sparsity, normalised
 from models.bilevel import bilevel
+from models.causal import Causal
+from models.language import IGNORED, token_loss
 
 STEPS = 6
 CLASSES = 3
@@ -90,6 +94,40 @@ def noisy(input: Tensor, generator: torch.Generator) -> Tensor:
     return input + 0.1 * torch.randn(input.shape, generator=generator)
 
 
+def conversations(size: int, name: str) -> Data:
+    """Rows of numbers of different lengths, of which the last third counts."""
+    g = torch.Generator().manual_seed(size)
+    ids = torch.randint(1, 30, (size, 12), generator=g)
+    length = torch.randint(6, 13, (size, 1), generator=g)
+    mask = (torch.arange(12) < length).long()
+    labels = ids.masked_fill(torch.arange(12) < length * 2 // 3, IGNORED)
+    labels = labels.masked_fill(mask == 0, IGNORED)
+    input = {"ids": ids * mask, "mask": mask, "labels": labels}
+    return Data(input, labels, name=name, lengths=length[:, 0])
+
+
+def lora(*, ranks: Ranks) -> MinibatchKernel:
+    """Adapters of a small language model in pieces of two rows, and a weight network."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    torch.manual_seed(5)
+    with tempfile.TemporaryDirectory() as folder:
+        LlamaConfig(vocab_size=30, **sizes, **heads).save_pretrained(folder)
+        model = Causal(folder, pretrained=False, tune="lora", rank=2, rows=2)
+    weights = WeightNetwork(16, initial=0.4)
+    parts = Parts(model, weights, SparsityPrior(0.4, scale=3.0), loss=token_loss)
+    return SGLD(
+        bind(normalised, parts),
+        step_size=NETWORK,
+        train_batch=8,
+        meta_batch=4,
+        bucket=2,
+        clip={"theta": 0.05},
+        generator=torch.Generator().manual_seed(7),
+        ranks=ranks,
+    )
+
+
 CASES = {
     "joint-instance": partial(made, joint, clip={"theta": 0.05, "w": 0.3}),
     "joint-network": partial(made, joint, weights=phi, sampler=SGHMC),
@@ -109,6 +147,7 @@ CASES = {
     ),
     "bilevel": partial(made, partial(bilevel, rate=0.1), temperature=0.0),
     "groups": partial(made, groups, step_size={**INSTANCE, "tilt": 0.01, "shift": 0.01}),
+    "lora": lora,
     "normed": partial(made, joint, norm=True),
 }
 """Chains by name."""
@@ -118,10 +157,12 @@ def state(name: str, ranks: Ranks = ALONE) -> dict[str, Tensor]:
     """The state of a chain after some steps, with its weights and its report."""
     kernel = CASES[name](ranks=ranks)
     train, meta = sets()
+    if name == "lora":
+        train, meta = conversations(33, "train"), conversations(9, "meta")
     if name == "restarted-centred":
         train.augment = noisy
     kernel.setup(4, train, meta)
-    for _ in range(STEPS):
+    for _ in range(1 if name == "normed" else STEPS):
         kernel.step()
     kernel.check_finite()
     found = {key: value.clone() for key, value in kernel.state_dict().items()}
