@@ -144,10 +144,10 @@ class Ranks:
         """Names of those tensors that are not equal, bit for bit as far as sums of bits tell."""
         if self.alone or not tensors:
             return []
-        sums = torch.stack([_bits(tensor) for tensor in tensors.values()])
-        found = self.gather(sums[None])
-        differ = (found != found[:1]).any(0).tolist()
-        return [name for name, one in zip(tensors, differ, strict=True) if one]
+        sums = [int(_bits(tensor)) for tensor in tensors.values()]
+        most, least = self.most(*sums), self.most(*(-one for one in sums))
+        extremes = zip(tensors, most, least, strict=True)
+        return [name for name, high, low in extremes if high != -low]
 
 
 ALONE = Ranks()
