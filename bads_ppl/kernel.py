@@ -32,6 +32,7 @@ from bads_ppl.primitives import Revert
 from bads_ppl.program import Program
 from bads_ppl.ranks import ALONE, Ranks
 from bads_ppl.schedules import Schedule, by_group
+from bads_ppl.shards import Shards
 from bads_ppl.sites import Repeats, first_occurrence
 from bads_ppl.stiffness import check_stiffness
 from bads_ppl.weights import SITE
@@ -261,6 +262,11 @@ class MinibatchKernel(MCMCKernel):
                 "target_acceptance needs a program with a density, and this one has a companion "
                 "network or changes with the steps: use model=joint, or leave target_acceptance out"
             )
+        if any(self.shards(group) is not None for group in self.schedules):
+            raise InputError(
+                "target_acceptance cannot adapt the step of a sharded network: leave it out, or "
+                "take parallel=data"
+            )
 
     def _values(self, group: str) -> list[Tensor]:
         """All values of a group, of a table every row."""
@@ -398,7 +404,7 @@ class MinibatchKernel(MCMCKernel):
         drift = torch._foreach_mul(grads, -0.5 * eta)
         scale = PAPER_NOISE if self.mode == "paper" else math.sqrt(eta * self.heat(group))
         if scale > 0:
-            noise = self._noise(values)
+            noise = self._noise(group, values)
             if self.mode == "calibrated":
                 if root is not None:
                     torch._foreach_mul_(noise, root)
@@ -409,8 +415,23 @@ class MinibatchKernel(MCMCKernel):
         self.advance(group, values, list(drift), state)
         return shortened, root
 
-    def _noise(self, values: list[Tensor]) -> list[Tensor]:
-        """Standard normal numbers shaped like the values, in one draw."""
+    def shards(self, group: str) -> Shards | None:
+        """How a group's values are shared out between processes; None if they are not."""
+        network = self.latents.networks.get(group)
+        return None if network is None else network.shards
+
+    def _noise(self, group: str, values: list[Tensor]) -> list[Tensor]:
+        """Standard normal numbers shaped like the values, in one draw.
+
+        Of values that are shared out each process draws the whole, one after the other.
+        """
+        shards = self.shards(group)
+        if shards is not None:
+            parts = []
+            for number, shape in enumerate(shards.shapes):
+                whole = torch.randn(shape, generator=self.generator, device=values[0].device)
+                parts.append(shards.part(number, whole).clone())
+            return parts
         count = sum(value.numel() for value in values)
         flat = torch.randn(count, generator=self.generator, device=values[0].device)
         parts = flat.split([value.numel() for value in values])
@@ -427,6 +448,8 @@ class MinibatchKernel(MCMCKernel):
             grad.clamp_(-bound, bound)
         else:
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+            shards = self.shards(group)
+            norm = norm if shards is None else shards.total(norm**2).sqrt()
             acted = norm > bound
             shortened = (bound / (norm + 1e-12)).clamp(max=1.0)
             torch._foreach_mul_(grads, shortened)
@@ -444,7 +467,8 @@ class MinibatchKernel(MCMCKernel):
         """
         state = [self.potential] + [table.value.sum() for table in self.latents.tables.values()]
         state += [p.sum() for site in self.latents.networks.values() for p in site.parameters]
-        if bool(torch.stack([x.detach().double().cpu() for x in state]).isfinite().all()):
+        finite = bool(torch.stack([x.detach().double().cpu() for x in state]).isfinite().all())
+        if not self.ranks.most(int(not finite))[0]:
             return
         now = {group: self.rate(group) for group in self.schedules}
         used = ", ".join(f"{group}={eta:.2g}" for group, eta in now.items())
@@ -461,6 +485,8 @@ class MinibatchKernel(MCMCKernel):
             RanksError: with what differs between them.
         """
         state = dict(self.latents.tensors()) | dict(self._state_tensors())
+        parts = {name.removeprefix("latents/") for name, _, _ in self._shared_out()}
+        state = {name: tensor for name, tensor in state.items() if name not in parts}
         apart = self.ranks.apart(state | {"generator": self.generator.get_state()})
         if apart:
             raise RanksError(
@@ -471,13 +497,18 @@ class MinibatchKernel(MCMCKernel):
             )
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on, beside the settings and the data."""
+        """Everything that the next step depends on, beside the settings and the data.
+
+        Networks that are shared out between processes are put together; all must ask.
+        """
         state = {f"latents/{k}": v for k, v in self.latents.state_dict().items()}
         state |= {f"train_rows/{k}": v for k, v in self.train_rows.state_dict().items()}
         state |= {f"meta_rows/{k}": v for k, v in self.meta_rows.state_dict().items()}
         state |= {f"clipped/{k}": v for k, v in self.clipped.items()}
         state |= {f"adaptation/{k}": v for k, v in self.adaptation.state_dict().items()}
         state |= dict(self._state_tensors())
+        for name, shards, number in self._shared_out():
+            state[name] = shards.whole(number, state[name]).cpu()
         return state | {
             "generator": self.generator.get_state(),
             "steps": torch.tensor(self.steps),
@@ -498,6 +529,11 @@ class MinibatchKernel(MCMCKernel):
                 "with the sampler of the first run, or start anew in another run_dir"
             )
 
+        state = dict(state)
+        for name, shards, number in self._shared_out():
+            if name in state and state[name].shape == shards.shapes[number]:
+                state[name] = shards.part(number, state[name])
+
         def part(prefix: str) -> dict[str, Tensor]:
             start = len(prefix) + 1
             return {k[start:]: v for k, v in state.items() if k.startswith(prefix + "/")}
@@ -512,6 +548,18 @@ class MinibatchKernel(MCMCKernel):
         for name, tensor in self._state_tensors():
             tensor.copy_(state[name])
         self.steps = self.latents.steps = int(state["steps"])
+
+    def _shared_out(self) -> Iterator[tuple[str, Shards, int]]:
+        """Names in the state of what is shared out, how, and the number of the parameter."""
+        for group, network in self.latents.networks.items():
+            if network.shards is None:
+                continue
+            for number, parameter in enumerate(network.names):
+                yield f"latents/network/{group}/{parameter}", network.shards, number
+                if network.moves is not None:
+                    yield f"latents/moves/{group}/{parameter}", network.shards, number
+                for key in self.states.get(group, {}):
+                    yield f"state/{group}/{key}/{number}", network.shards, number
 
     def _state_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The sampler's own state, by name."""

@@ -152,8 +152,7 @@ class Latents:
         part = -torch.stack([term for term, i in pairs if i]).sum()
         rest = -torch.stack([term for term, i in pairs if not i]).sum()
         part.backward(retain_graph=True)  # a program may share one forward pass
-        accompanied = self.networks[site.companion.network].parameters
-        site.part = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in accompanied]
+        site.part = [x.clone() for x in self.networks[site.companion.network].slopes()]
         rest.backward()
         return self._joined((part + rest).detach(), train, meta)
 
@@ -165,9 +164,12 @@ class Latents:
         every = [potential] + [
             one.pending for one in self.means.values() if one.pending is not None
         ]
+        leaves: list[Tensor] = []
         for network in self.networks.values():
-            every += network.statistics() + network.part
-        leaves = [p for one in self.networks.values() if one.moves is None for p in one.parameters]
+            every += network.statistics()
+            if network.shards is None:  # else they are means already
+                every += network.part
+                leaves += [] if network.moves is not None else network.parameters
         for leaf in leaves + [site.value for site in self.globals.values()]:
             if leaf.grad is None:
                 leaf.grad = torch.zeros_like(leaf)
@@ -246,7 +248,7 @@ class Latents:
 
     def zero_grad(self) -> None:
         for network in self.networks.values():
-            for parameter in network.parameters:
+            for parameter in network.leaves:
                 parameter.grad = None
         for site in self.globals.values():
             site.value.grad = None

@@ -21,10 +21,14 @@ from torch import Tensor, nn
 from bads_ppl.data import Batch
 from bads_ppl.errors import InputError
 from bads_ppl.primitives import Restart, Revert
+from bads_ppl.shards import own, shards_of
 
 
 class NetworkSite:
-    """The trainable parameters of one module, all in one group, with their priors."""
+    """The trainable parameters of one module, all in one group, with their priors.
+
+    Where the module is sharded (`bads_ppl.shards`), `parameters` are this process's parts of them.
+    """
 
     def __init__(
         self, name: str, module: nn.Module, prior: Any, companion: Restart | Revert | None
@@ -39,11 +43,18 @@ class NetworkSite:
                 "sample: unfreeze some of its parameters"
             )
         self.names = [n for n, _ in named]
-        self.parameters: list[Tensor] = [p for _, p in named]
-        self.priors = [prior(n, p) for n, p in named]
+        self.leaves: list[Tensor] = [p for _, p in named]
+        self.shards = shards_of(module, self.leaves)
+        self.parameters = self.leaves if self.shards is None else [own(p) for p in self.leaves]
+        self.priors = [prior(n, p) for n, p in zip(self.names, self.parameters, strict=True)]
         # The score of a zero-mean Gaussian with one scale is theta / scale^2: no autograd needed.
         scales = [zero_mean_scale(prior) for prior in self.priors]
         self.decay = None if None in scales else [1 / s**2 for s in scales if s is not None]
+        if self.decay is None and self.shards is not None:
+            raise InputError(
+                f"network {name!r} is sharded, so its prior must be Normal(0, scale) with one scale "
+                "per parameter tensor: take such a prior, or parallel=data"
+            )
         self.moves: list[Tensor] | None = None  # of a Revert companion: m, theta' = theta + m
         self.part: list[Tensor] = []  # of a Revert companion: the plate's share of the gradient
         self.call: Callable[..., Any] = module
@@ -55,7 +66,13 @@ class NetworkSite:
     def log_prior(self) -> Tensor:
         """Log p(theta), () with its graph."""
         terms = [q.log_prob(p) for q, p in zip(self.priors, self.parameters, strict=True)]
-        return torch.stack([term.sum() for term in terms]).sum()
+        total = torch.stack([term.sum() for term in terms]).sum()
+        return total if self.shards is None else self.shards.total(total)
+
+    def slopes(self) -> list[Tensor]:
+        """What the backward passes left in each parameter, zeros where that is nothing."""
+        found = zip(self.leaves, self.parameters, strict=True)
+        return [torch.zeros_like(p) if leaf.grad is None else own(leaf.grad) for leaf, p in found]
 
     def statistics(self) -> list[Tensor]:
         """Running statistics of the module's normalisation layers; the live ones."""
@@ -67,7 +84,7 @@ class NetworkSite:
 
     def gradients(self) -> list[Tensor]:
         """Gradient of the potential in each parameter, the closed-form prior included."""
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        grads = self.slopes()
         if self.decay is not None:
             values = [p.detach() for p in self.parameters]
             if len(set(self.decay)) == 1:

@@ -6,6 +6,7 @@ in a process group that meets at a file, and leaves the state of this rank in OU
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from bads_ppl.priors import NormalPrior, SparsityPrior
 from bads_ppl.program import Parts, bind
 from bads_ppl.ranks import ALONE, Ranks
 from bads_ppl.sghmc import SGHMC
+from bads_ppl.shards import sharded
 from bads_ppl.sgld import SGLD
 from bads_ppl.weights import InstanceWeights, WeightNetwork
 from models import joint, learned_sparsity, normalised
@@ -106,18 +108,32 @@ def conversations(size: int, name: str) -> Data:
     return Data(input, labels, name=name, lengths=length[:, 0])
 
 
-def lora(*, ranks: Ranks) -> MinibatchKernel:
-    """Adapters of a small language model in pieces of two rows, and a weight network."""
+class ByParameter(PreconditionedSGLD):
+    """Draws the noise of theta parameter by parameter, as it is drawn where theta is sharded."""
+
+    def _noise(self, group: str, values: list[Tensor]) -> list[Tensor]:
+        if group != "theta" or self.shards(group) is not None:
+            return super()._noise(group, values)
+        return [torch.randn(value.shape, generator=self.generator) for value in values]
+
+
+def language_model(
+    sampler=SGLD, model=normalised, shard=False, *, ranks: Ranks, **options
+) -> MinibatchKernel:
+    """A small language model in pieces of two rows, and a weight network."""
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
     torch.manual_seed(5)
     with tempfile.TemporaryDirectory() as folder:
         LlamaConfig(vocab_size=30, **sizes, **heads).save_pretrained(folder)
-        model = Causal(folder, pretrained=False, tune="lora", rank=2, rows=2)
+        network = Causal(folder, pretrained=False, rank=2, rows=2, **options)
     weights = WeightNetwork(16, initial=0.4)
-    parts = Parts(model, weights, SparsityPrior(0.4, scale=3.0), loss=token_loss)
-    return SGLD(
-        bind(normalised, parts),
+    parts = Parts(network, weights, SparsityPrior(0.4, scale=3.0), loss=token_loss)
+    if shard and not ranks.alone:
+        parts.auxiliary = sharded(copy.deepcopy(network), ranks, torch.device("cpu"))
+        sharded(network, ranks, torch.device("cpu"))
+    return sampler(
+        bind(model, parts),
         step_size=NETWORK,
         train_batch=8,
         meta_batch=4,
@@ -147,7 +163,9 @@ CASES = {
     ),
     "bilevel": partial(made, partial(bilevel, rate=0.1), temperature=0.0),
     "groups": partial(made, groups, step_size={**INSTANCE, "tilt": 0.01, "shift": 0.01}),
-    "lora": lora,
+    "lora": partial(language_model, tune="lora"),
+    "sharded": partial(language_model, ByParameter, joint, shard=True),
+    "sharded-lora": partial(language_model, ByParameter, shard=True, tune="lora", checkpoint=True),
     "normed": partial(made, joint, norm=True),
 }
 """Chains by name."""
@@ -157,7 +175,7 @@ def state(name: str, ranks: Ranks = ALONE) -> dict[str, Tensor]:
     """The state of a chain after some steps, with its weights and its report."""
     kernel = CASES[name](ranks=ranks)
     train, meta = sets()
-    if name == "lora":
+    if name in ("lora", "sharded", "sharded-lora"):
         train, meta = conversations(33, "train"), conversations(9, "meta")
     if name == "restarted-centred":
         train.augment = noisy
