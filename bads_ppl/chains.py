@@ -37,6 +37,7 @@ from bads_ppl.monitors import Monitor
 from bads_ppl.plan import Plan
 from bads_ppl.program import Impact
 from bads_ppl.ranks import ALONE, Ranks
+from bads_ppl.shards import together
 from bads_ppl.snapshots import drop_snapshots, save_snapshot
 from bads_ppl.verdict import collapsed
 from bads_ppl.workers import Report, choose_workers, run_side_by_side
@@ -317,8 +318,9 @@ class _Runner:
                 draws += 1
                 if writer is not None:
                     writer.append(w, values)
-                    if draws in snapshots:
-                        save_snapshot(writer.folder, draws, kernel.latents.networks)
+                if draws in snapshots and (writer is not None or kernel.sharded):
+                    target = None if writer is None else writer.folder
+                    save_snapshot(target, draws, kernel.latents.networks)
             if step % plan.evaluation_steps == 0 or last:
                 row = kernel.report() | monitor.on_evaluate(kernel, burnt_in=burnt_in)
                 state.metrics.append({"chain": chain, "step": step, **row})
@@ -337,7 +339,8 @@ class _Runner:
                 state.draws, state.seconds, saved = draws, now - start, now
                 if writer is not None:
                     writer.flush()
-                    state.save()
+                if writer is not None or kernel.sharded:
+                    state.save(write=writer is not None)
             if signum:
                 raise Stopped(signum)
 
@@ -367,12 +370,13 @@ class _ChainState:
     seconds: float = 0.0
     metrics: list[dict[str, Any]] = field(default_factory=list)
 
-    def save(self) -> None:
+    def save(self, *, write: bool) -> None:
         tensors = {f"kernel/{k}": v for k, v in self.kernel.state_dict().items()}
-        tensors |= {f"monitor/{k}": v for k, v in self.monitor.state_dict().items()}
+        tensors |= {f"monitor/{k}": together(v) for k, v in self.monitor.state_dict().items()}
         tensors["global_generator"] = torch.get_rng_state()
         progress = {"draws": self.draws, "seconds": self.seconds, "metrics": self.metrics}
-        save_checkpoint(self.path, tensors, {**self.about, **progress})
+        if write:
+            save_checkpoint(self.path, tensors, {**self.about, **progress})
 
     def load(self, steps: int) -> None:
         tensors, saved = load_checkpoint(self.path)

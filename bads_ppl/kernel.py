@@ -262,7 +262,7 @@ class MinibatchKernel(MCMCKernel):
                 "target_acceptance needs a program with a density, and this one has a companion "
                 "network or changes with the steps: use model=joint, or leave target_acceptance out"
             )
-        if any(self.shards(group) is not None for group in self.schedules):
+        if self.sharded:
             raise InputError(
                 "target_acceptance cannot adapt the step of a sharded network: leave it out, or "
                 "take parallel=data"
@@ -414,6 +414,11 @@ class MinibatchKernel(MCMCKernel):
             torch._foreach_add_(drift, noise, alpha=scale)
         self.advance(group, values, list(drift), state)
         return shortened, root
+
+    @property
+    def sharded(self) -> bool:
+        """Whether processes have parts of networks, and must all ask for `state_dict`."""
+        return any(network.shards is not None for network in self.latents.networks.values())
 
     def shards(self, group: str) -> Shards | None:
         """How a group's values are shared out between processes; None if they are not."""

@@ -59,7 +59,7 @@ def sharded(network: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module
         device: of the network.
 
     Raises:
-        InputError: if it has parameters without dimensions.
+        InputError: if it has parameters without dimensions, or writes texts.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -67,6 +67,8 @@ def sharded(network: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module
     for name, parameter in network.named_parameters():
         if parameter.ndim == 0:
             raise InputError(f"parameter {name!r} is one number, which cannot be shared out")
+    if hasattr(network, "generate"):
+        raise InputError(f"a {type(network).__name__}, which writes texts, cannot be shared out")
     mesh = init_device_mesh(device.type, (ranks.size,))
     for layer in _layers(network):
         fully_shard(layer, mesh=mesh)

@@ -52,8 +52,8 @@ class NetworkSite:
         self.decay = None if None in scales else [1 / s**2 for s in scales if s is not None]
         if self.decay is None and self.shards is not None:
             raise InputError(
-                f"network {name!r} is sharded, so its prior must be Normal(0, scale) with one scale "
-                "per parameter tensor: take such a prior, or parallel=data"
+                f"network {name!r} is sharded, so its prior must be Normal(0, scale) with one "
+                "scale per parameter tensor: take such a prior, or parallel=data"
             )
         self.moves: list[Tensor] | None = None  # of a Revert companion: m, theta' = theta + m
         self.part: list[Tensor] = []  # of a Revert companion: the plate's share of the gradient

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from bads_ppl.priors import NormalPrior, SparsityPrior, default_scale, default_t
 from bads_ppl.program import Impact, Model, Parts, bind
 from bads_ppl.ranks import ALONE, Ranks
 from bads_ppl.schedules import Rescaled, named
+from bads_ppl.shards import sharded
 from bads_ppl.stiffness import check_stiffness
 from inference.evaluation import TaskMonitor
 from inference.folder import (
@@ -69,6 +71,16 @@ class Experiment:
     folder: Path
     proxies: Proxies
     ranks: Ranks = ALONE
+
+    @property
+    def together(self) -> Ranks:
+        """The processes that run each chain together."""
+        return ALONE if self.apart else self.ranks
+
+    @property
+    def shards(self) -> bool:
+        """Whether networks are shared out between them."""
+        return bool(self.config.parallel == "fsdp") and not self.ranks.alone
 
     @property
     def apart(self) -> bool:
@@ -165,11 +177,13 @@ def prepare(
     experiment = Experiment(
         config, choices, task, setup, plan, device, folder, given.proxies, ranks
     )
-    if not ranks.alone and not experiment.apart and setup.membership is not None:
+    if not experiment.together.alone and setup.membership is not None:
         raise InputError(
             f"method={choices.method} chooses points within each batch, which {ranks.size} "
             "processes cannot share: take parallel=chains, or run it in one process"
         )
+    if experiment.shards and choices.method == "blo":
+        raise InputError("method=blo cannot use sharded networks: take parallel=data")
     _check_fit(experiment)
     return experiment
 
@@ -206,16 +220,15 @@ def _model(config: DictConfig) -> Model:
 
 
 def _maker(
-    experiment: Experiment,
+    experiment: Experiment, ranks: Ranks = ALONE, *, shard: bool = False
 ) -> Callable[[int, torch.Generator], tuple[MinibatchKernel, TaskMonitor]]:
-    """What builds the kernel and the monitor of each chain."""
+    """What builds the kernel and the monitor of each chain; `shard`: of parts of networks."""
     config, setup, device = experiment.config, experiment.setup, experiment.device
     task, train = experiment.task.to(device), setup.train.to(device)
     backbone = build(config.backbone, "backbone")
     prior = NormalPrior(config.method.prior_scale)
     scores = None if setup.membership is None else setup.membership.scores
     sampler = make_sampler(config, task, setup, experiment.plan)
-    ranks = ALONE if experiment.apart else experiment.ranks
 
     def make(chain: int, generator: torch.Generator) -> tuple[MinibatchKernel, TaskMonitor]:
         network = backbone(**task.shape).to(device)
@@ -224,6 +237,9 @@ def _maker(
         )
         if setup.learner is not None:
             parts.learner = setup.learner()
+        if shard:
+            parts.auxiliary = sharded(copy.deepcopy(network), ranks, device)
+            sharded(network, ranks, device)
         kernel = sampler(bind(setup.model, parts), generator=generator, ranks=ranks)
         density = setup.impact.weight == setup.impact.train
         return kernel, TaskMonitor(network, task, train, experiment.weights, density, scores)
@@ -247,7 +263,7 @@ def _check_fit(experiment: Experiment) -> None:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(global_seed(experiment.config.seed, 0))  # the network that it will have
         generator = chain_generator(experiment.config.seed, 0, device)
-        kernel, monitor = _maker(experiment)(0, generator)
+        kernel, monitor = _maker(experiment, experiment.together)(0, generator)
         check_network(monitor.network, task.loss, train, meta, task.test.to(device))
         kernel.setup(experiment.plan.first, train, meta)
         check_stiffness(kernel)
@@ -268,24 +284,25 @@ def sample(experiment: Experiment) -> list[ChainResult]:
         prepare_folder(experiment.folder, config)
     ranks.wait()
     try:
-        chains = run_chains(
-            _maker(experiment),
-            setup.train.to(device),
-            experiment.task.meta.to(device),
+        run = partial(
+            run_chains,
+            train=setup.train.to(device),
+            meta=experiment.task.meta.to(device),
             plan=experiment.plan,
             folder=experiment.folder,
             chains=config.chains,
             seed=config.seed,
             settings=settings(config),
             facts=None if setup.digest is None else {"scores": setup.digest},
-            resume=config.resume,
             target=config.sparsity if setup.latent else None,
             weights=experiment.weights,
             size=len(experiment.task.train),
             workers=config.workers,
-            ranks=ranks,
-            apart=experiment.apart,
         )
+        make = _maker(experiment, experiment.together, shard=experiment.shards)
+        chains = run(make, resume=config.resume, ranks=ranks, apart=experiment.apart)
+        if experiment.shards:  # the first process takes them up, with whole networks
+            chains = run(_maker(experiment), resume=True, workers=1) if ranks.first else []
     except Diverged as error:
         options = [f"method.learning_rate={config.method.learning_rate / 4:.2g}"]
         if setup.latent:

@@ -15,8 +15,9 @@ from omegaconf import DictConfig
 from bads_ppl.errors import InputError
 from bads_ppl.ranks import ALONE, Ranks, processes
 
-WAYS = ("data", "chains")
-"""How processes share a run: each has a share of every batch, or chains of its own."""
+WAYS = ("data", "fsdp", "chains")
+"""How processes share a run: each has a share of every batch, with "fsdp" also a part of every
+network, or chains of its own."""
 
 PATIENCE = timedelta(hours=24)
 """How long a process waits for the others, which may be making a model; launchers end all at once

@@ -27,8 +27,8 @@ from bads_ppl.priors import NormalPrior, SparsityPrior
 from bads_ppl.program import Parts, bind
 from bads_ppl.ranks import ALONE, Ranks
 from bads_ppl.sghmc import SGHMC
-from bads_ppl.shards import sharded
 from bads_ppl.sgld import SGLD
+from bads_ppl.shards import sharded
 from bads_ppl.weights import InstanceWeights, WeightNetwork
 from models import joint, learned_sparsity, normalised
 from models.bilevel import bilevel
@@ -180,7 +180,11 @@ def state(name: str, ranks: Ranks = ALONE) -> dict[str, Tensor]:
     if name == "restarted-centred":
         train.augment = noisy
     kernel.setup(4, train, meta)
-    for _ in range(1 if name == "normed" else STEPS):
+    for step in range(1 if name == "normed" else STEPS):
+        if step == STEPS // 2 and not ranks.alone:  # goes on from its state in another kernel
+            kept, kernel = kernel.state_dict(), CASES[name](ranks=ranks)
+            kernel.setup(4, train, meta)
+            kernel.load_state_dict(kept)
         kernel.step()
     kernel.check_finite()
     found = {key: value.clone() for key, value in kernel.state_dict().items()}

@@ -29,6 +29,21 @@ TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 ACCELERATE = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
               "--main_process_port", "0")  # fmt: skip
+LANGUAGE = (
+    "task=llm",
+    "data.source=generated",
+    "task.data.vocabulary=300",
+    "task.data.tested=20",
+    "task.data.pretraining=0",
+    "method.temperature=0",  # noise is drawn in another order where networks are sharded
+    "steps=6",
+    "burn_in=2",
+    "thinning=2",
+    "evaluate_every=2",
+    "chains=1",
+    "sampler.train_batch=8",
+    "sampler.meta_batch=4",
+)
 together = pytest.mark.skipif(
     sys.platform != "linux" or torch.cuda.is_available() or not torch.distributed.is_available(),
     reason="needs processes on the CPU",
@@ -148,6 +163,37 @@ def test_processes_with_chains_of_their_own_make_those_of_one_process(begin, cal
     assert files(tmp_path / "two") == files(tmp_path / "one")
 
 
+@together
+@pytest.mark.slow
+def test_sharded_networks_move_as_whole_ones_do_and_their_runs_go_on_in_one_process(
+    begin, call, tmp_path
+):
+    options = (*LANGUAGE, f"cache={tmp_path / 'cache'}")
+    sharded, whole = tmp_path / "sharded", tmp_path / "whole"
+    process = begin(*options, f"run_dir={sharded}", "parallel=fsdp")
+    _, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    assert call(*options, f"run_dir={whole}").code == 0
+    close(sharded, whole)
+    assert files(sharded) == files(whole)
+    for folder in (sharded, whole):
+        outcome = call(*options, f"run_dir={folder}", "resume=true", "steps=8")
+        assert outcome.code == 0, outcome.err
+    close(sharded, whole)
+
+
+def close(one: Path, other: Path) -> None:
+    """Two runs have the same weights, and networks that differ by rounding."""
+    a, b = (pd.read_parquet(folder / "weights.parquet")["mean"] for folder in (one, other))
+    assert float((a - b).abs().max()) < 1e-3 * float(a.std())
+    kept = [load_checkpoint(f / "chain-0" / "checkpoint.safetensors")[0] for f in (one, other)]
+    assert kept[0].keys() == kept[1].keys()
+    for name, value in kept[0].items():
+        if "network/theta" in name:
+            apart = (value - kept[1][name]).abs().max() / value.abs().max()
+            assert float(apart) < 1e-4, name
+
+
 TWO = Ranks(0, 2)
 
 
@@ -177,7 +223,7 @@ def test_options_that_do_not_fit_several_processes_are_refused(monkeypatch):
         return OmegaConf.create({"parallel": "data", "device": "auto", **given})
 
     assert joined(options()) == ALONE
-    with pytest.raises(InputError, match="parallel must be one of data, chains, got 'all'"):
+    with pytest.raises(InputError, match="parallel must be one of data, fsdp, chains, got 'all'"):
         joined(options(parallel="all"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="device must be auto, cpu or cuda in a run of 2 proc"):
