@@ -108,13 +108,17 @@ def conversations(size: int, name: str) -> Data:
     return Data(input, labels, name=name, lengths=length[:, 0])
 
 
-class ByParameter(PreconditionedSGLD):
+class ByParameter(SGLD):
     """Draws the noise of theta parameter by parameter, as it is drawn where theta is sharded."""
 
     def _noise(self, group: str, values: list[Tensor]) -> list[Tensor]:
         if group != "theta" or self.shards(group) is not None:
             return super()._noise(group, values)
         return [torch.randn(value.shape, generator=self.generator) for value in values]
+
+
+class PreconditionedByParameter(ByParameter, PreconditionedSGLD):
+    """The same with a preconditioner."""
 
 
 def language_model(
@@ -165,7 +169,9 @@ CASES = {
     "groups": partial(made, groups, step_size={**INSTANCE, "tilt": 0.01, "shift": 0.01}),
     "lora": partial(language_model, tune="lora"),
     "sharded": partial(language_model, ByParameter, joint, shard=True),
-    "sharded-lora": partial(language_model, ByParameter, shard=True, tune="lora", checkpoint=True),
+    "sharded-lora": partial(
+        language_model, PreconditionedByParameter, shard=True, tune="lora", checkpoint=True
+    ),
     "normed": partial(made, joint, norm=True),
 }
 """Chains by name."""

@@ -73,11 +73,9 @@ def apart(one: Tensor, other: Tensor) -> float:
 TOLERANCE = dict.fromkeys(CASES, 1e-5) | {
     "reverted-network": 3e-4,
     "lora": 2e-3,
-    "sharded": 2e-4,
     "sharded-lora": 2e-3,
 }
-"""A Revert companion's gain is a small difference of losses, in which rounding is larger; of the
-sharded networks a preconditioner divides by gradients that are small."""
+"""A Revert companion's gain is a small difference of losses, in which rounding is larger."""
 
 
 @pytest.mark.slow
@@ -90,7 +88,7 @@ def test_two_processes_make_the_chain_that_one_makes(name, together):
     far = {key: apart(alone[key], both[0][key]) for key in alone}
     assert {key: value for key, value in far.items() if value > TOLERANCE[name]} == {}
     theta = [value for key, value in far.items() if "network/theta" in key]
-    assert theta and max(theta) < (1e-4 if "sharded" in name else 1e-5)
+    assert theta and max(theta) < (1e-4 if name == "sharded-lora" else 1e-5)  # small gradients
 
 
 @pytest.mark.slow

@@ -166,8 +166,9 @@ def test_processes_with_chains_of_their_own_make_those_of_one_process(begin, cal
 @together
 @pytest.mark.slow
 def test_sharded_networks_move_as_whole_ones_do_and_their_runs_go_on_in_one_process(
-    begin, call, tmp_path
+    begin, call, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr("bads_ppl.plots.save", lambda figure, path: Path(path).touch())
     options = (*LANGUAGE, f"cache={tmp_path / 'cache'}")
     sharded, whole = tmp_path / "sharded", tmp_path / "whole"
     process = begin(*options, f"run_dir={sharded}", "parallel=fsdp")
