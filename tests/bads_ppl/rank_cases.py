@@ -35,7 +35,9 @@ from models.bilevel import bilevel
 from models.causal import Causal
 from models.language import IGNORED, token_loss
 
-STEPS = 6
+STEPS = {"normed": 1, "adapted": 12}
+"""Of cases that do not take 6; step sizes adapt every tenth step of warm-up."""
+
 CLASSES = 3
 
 
@@ -185,11 +187,12 @@ def state(name: str, ranks: Ranks = ALONE) -> dict[str, Tensor]:
         train, meta = conversations(33, "train"), conversations(9, "meta")
     if name == "restarted-centred":
         train.augment = noisy
-    kernel.setup(4, train, meta)
-    for step in range(1 if name == "normed" else STEPS):
-        if step == STEPS // 2 and not ranks.alone:  # goes on from its state in another kernel
+    warmup = 10 if name == "adapted" else 4
+    kernel.setup(warmup, train, meta)
+    for step in range(STEPS.get(name, 6)):
+        if step == 3 and not ranks.alone:  # goes on from its state in another kernel
             kept, kernel = kernel.state_dict(), CASES[name](ranks=ranks)
-            kernel.setup(4, train, meta)
+            kernel.setup(warmup, train, meta)
             kernel.load_state_dict(kept)
         kernel.step()
     kernel.check_finite()
