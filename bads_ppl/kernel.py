@@ -634,11 +634,9 @@ class MinibatchKernel(MCMCKernel):
 
         "weighted_train_loss" is the mean of rho w l over the batch as drawn.
         """
-        terms, names = (
-            self.latents.terms,
-            {"meta_target": "meta_loss", "train_loss": "weighted_train_loss"},
-        )
-        means = {name: terms[term].mean() for term, name in names.items() if term in terms}
+        shown = {"meta_target": "meta_loss", "train_loss": "weighted_train_loss"}
+        terms = self.latents.terms
+        means = {name: terms[term].mean() for term, name in shown.items() if term in terms}
         self.ranks.mean_(list(means.values()))
         report = {name: -float(mean) for name, mean in means.items()}
         table = self.latents.tables.get(SITE)

@@ -64,11 +64,7 @@ def sharded(network: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    for name, parameter in network.named_parameters():
-        if parameter.ndim == 0:
-            raise InputError(f"parameter {name!r} is one number, which cannot be shared out")
-    if hasattr(network, "generate"):
-        raise InputError(f"a {type(network).__name__}, which writes texts, cannot be shared out")
+    check_shardable(network)
     mesh = init_device_mesh(device.type, (ranks.size,))
     for layer in _layers(network):
         fully_shard(layer, mesh=mesh)
@@ -77,6 +73,23 @@ def sharded(network: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module
     if hasattr(network, "read"):
         register_fsdp_forward_method(network, "read")
     return network
+
+
+def check_shardable(network: nn.Module) -> None:
+    """Refuse a network whose parameters cannot be shared out.
+
+    Raises:
+        InputError: if it has parameters without dimensions, or writes texts.
+    """
+    for name, parameter in network.named_parameters():
+        if parameter.ndim == 0:
+            raise InputError(
+                f"parameter {name!r} is one number, which cannot be shared out: take parallel=data"
+            )
+    if hasattr(network, "generate"):
+        raise InputError(
+            f"a {type(network).__name__} writes texts and cannot be shared out: take parallel=data"
+        )
 
 
 def is_sharded(network: nn.Module) -> bool:

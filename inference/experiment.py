@@ -24,7 +24,7 @@ from bads_ppl.priors import NormalPrior, SparsityPrior, default_scale, default_t
 from bads_ppl.program import Impact, Model, Parts, bind
 from bads_ppl.ranks import ALONE, Ranks
 from bads_ppl.schedules import Rescaled, named
-from bads_ppl.shards import sharded
+from bads_ppl.shards import check_shardable, sharded
 from bads_ppl.stiffness import check_stiffness
 from inference.evaluation import TaskMonitor
 from inference.folder import (
@@ -264,6 +264,8 @@ def _check_fit(experiment: Experiment) -> None:
         torch.manual_seed(global_seed(experiment.config.seed, 0))  # the network that it will have
         generator = chain_generator(experiment.config.seed, 0, device)
         kernel, monitor = _maker(experiment, experiment.together)(0, generator)
+        if experiment.shards:
+            check_shardable(monitor.network)
         check_network(monitor.network, task.loss, train, meta, task.test.to(device))
         kernel.setup(experiment.plan.first, train, meta)
         check_stiffness(kernel)
@@ -302,7 +304,7 @@ def sample(experiment: Experiment) -> list[ChainResult]:
         make = _maker(experiment, experiment.together, shard=experiment.shards)
         chains = run(make, resume=config.resume, ranks=ranks, apart=experiment.apart)
         if experiment.shards:  # the first process takes them up, with whole networks
-            chains = run(_maker(experiment), resume=True, workers=1) if ranks.first else []
+            chains = run(_maker(experiment), resume=True, progress=False) if ranks.first else []
     except Diverged as error:
         options = [f"method.learning_rate={config.method.learning_rate / 4:.2g}"]
         if setup.latent:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bads_ppl.errors import InputError
 from bads_ppl.ranks import ALONE, Ranks
+from bads_ppl.shards import Shards, check_shardable
 from models import joint
 from tests.bads_ppl.rank_cases import CASES, made, sets, state
 
@@ -184,6 +185,27 @@ def test_shares_are_every_row_once_and_know_the_whole_batch():
         assert torch.equal(share.input, train.input[share.index])
         assert torch.equal(share.importance, batch.importance[share.index])
     assert batch.shared(ALONE) is batch and batch.whole is batch
+
+
+def test_networks_that_cannot_be_shared_out_are_refused():
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.PReLU())
+    check_shardable(network)
+    network.scale = torch.nn.Parameter(torch.tensor(1.0))
+    with pytest.raises(InputError, match="parameter 'scale' is one number"):
+        check_shardable(network)
+    del network.scale
+    network.generate = lambda input: input
+    with pytest.raises(InputError, match="writes texts and cannot be shared out: take parallel"):
+        check_shardable(network)
+
+
+def test_parts_are_all_rows_in_order_also_where_there_are_too_few():
+    for rows in (1, 4, 5):
+        whole = torch.randn(rows, 3)
+        parts = [Shards(Ranks(rank, 2), [whole.shape]).part(0, whole) for rank in range(2)]
+        assert torch.equal(torch.cat(parts), whole)
+        chunks = list(whole.chunk(2))  # as torch cuts them
+        assert [len(part) for part in parts] == [len(x) for x in chunks] + [0] * (2 - len(chunks))
 
 
 def test_what_chooses_within_a_batch_is_refused():
