@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from bads_ppl.errors import InputError
+from bads_ppl.ranks import ALONE, Ranks
 
 Input = Any
 """One tensor, or a dict, list or tuple of tensors that share their first dimension."""
@@ -69,6 +70,8 @@ class Batch:
         size: number of points in the whole set.
         importance: (B,) correction 1 / (size * q_i) where row i was drawn with probability q_i,
             or None where all rows were equally likely.
+        ranks: the processes that have the other rows of the step's batch.
+        parent: the step's batch, where these rows are this process's share of it.
     """
 
     index: Tensor
@@ -76,6 +79,8 @@ class Batch:
     target: Tensor
     size: int
     importance: Tensor | None = None
+    ranks: Ranks = ALONE
+    parent: Batch | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -84,12 +89,34 @@ class Batch:
         """The plate over the whole set, of which these rows are the subsample."""
         return ScaledPlate(name, self)
 
+    @property
+    def whole(self) -> Batch:
+        """The step's batch, of which other processes may have a share."""
+        return self if self.parent is None else self.parent
+
+    def shared(self, ranks: Ranks) -> Batch:
+        """This process's share of the batch."""
+        if ranks.alone:
+            return self
+        importance = None if self.importance is None else ranks.share(self.importance)
+        input = tree_map(ranks.share, self.input)
+        index, target = ranks.share(self.index), ranks.share(self.target)
+        return Batch(index, input, target, self.size, importance, ranks, self)
+
     def keep(self, places: Tensor) -> Batch:
         """The rows at `places` (k,) of this batch, each of which counts as it does here.
 
         The plate scales k rows by size / k; the correction k / B makes that size / B again, so that
         log-probabilities are those of this batch with weight 1 for these rows and 0 for the others.
+
+        Raises:
+            InputError: if other processes have a share of the batch: nobody sees all rows.
         """
+        if not self.ranks.alone:
+            raise InputError(
+                f"rows are chosen within a batch, and {self.ranks.size} processes have a share of "
+                "it each: run this program in one process"
+            )
         share = torch.full((len(places),), len(places) / len(self), device=self.index.device)
         if self.importance is not None:
             share = share * self.importance[places]
@@ -97,10 +124,14 @@ class Batch:
         return Batch(self.index[places], input, self.target[places], self.size, share)
 
     def total(self, value: Tensor) -> Tensor:
-        """Unbiased estimate () of the sum of a per-point value (B,) over the whole set."""
+        """Unbiased estimate () of the sum of a per-point value (B,) over the whole set.
+
+        Where other processes have a share of the batch, it is that of the batch as a whole, with
+        the derivative of this share alone: the mean over the processes is the batch's.
+        """
         if self.importance is not None:
             value = value * self.importance
-        return value.sum() * (self.size / len(self))
+        return self.ranks.whole(value.sum() * (self.size / len(self)))
 
 
 class Data:

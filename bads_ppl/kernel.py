@@ -26,12 +26,14 @@ from torch import Tensor
 
 from bads_ppl.adaptation import Adaptation
 from bads_ppl.data import Batch, Data
-from bads_ppl.errors import Diverged, InputError
+from bads_ppl.errors import Diverged, InputError, RanksError
 from bads_ppl.latents import Latents
 from bads_ppl.minibatches import ImportanceMinibatches, UniformMinibatches, check_batch_size
 from bads_ppl.primitives import Revert
 from bads_ppl.program import Program
+from bads_ppl.ranks import ALONE, Ranks
 from bads_ppl.schedules import Schedule, by_group
+from bads_ppl.shards import Shards
 from bads_ppl.sites import Repeats, first_occurrence
 from bads_ppl.stiffness import check_stiffness
 from bads_ppl.weights import SITE
@@ -83,6 +85,8 @@ class MinibatchKernel(MCMCKernel):
         thinning: steps per draw, warm-up draws too, when run by `pyro.infer.MCMC`.
         folder: for files that hold local latents in place of memory (`bads_ppl.sites.new_table`).
         generator: source of data order and noise, on the device of the data.
+        ranks: the processes that run this chain together, each on a share of every batch; all of
+            them need the same program, data and generator (`bads_ppl.ranks`).
 
     Raises:
         InputError: for values outside of the ranges above.
@@ -105,6 +109,7 @@ class MinibatchKernel(MCMCKernel):
         target_acceptance: float | None = None,
         thinning: int = 1,
         folder: Path | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         for value in temperature.values() if isinstance(temperature, Mapping) else [temperature]:
             if not (math.isfinite(value) and value >= 0):
@@ -140,6 +145,7 @@ class MinibatchKernel(MCMCKernel):
         self.thinning = thinning
         self.folder = folder
         self.generator = generator
+        self.ranks = ranks
         self.steps = 0
         self._process = os.getpid()
 
@@ -188,8 +194,8 @@ class MinibatchKernel(MCMCKernel):
         """Find the program's sites and start the minibatches; args are the train and meta `Data`.
 
         Raises:
-            InputError: if the arguments are not two `Data`, a batch is larger than its set, or a
-                group has no step size.
+            InputError: if the arguments are not two `Data`, a batch is larger than its set or not
+                a multiple of the number of processes, or a group has no step size.
         """
         if len(args) != 2 or kwargs or not all(isinstance(a, Data) for a in args):
             raise InputError(
@@ -205,6 +211,8 @@ class MinibatchKernel(MCMCKernel):
         meta_batch = min(50, len(self.meta)) if self.meta_batch is None else self.meta_batch
         check_batch_size(train_batch, len(self.train), "train")
         check_batch_size(meta_batch, len(self.meta), "meta")
+        self.ranks.check_share(train_batch, "train")
+        self.ranks.check_share(meta_batch, "meta")
         rows = [torch.arange(n, device=self.train.device) for n in (train_batch, meta_batch)]
         self.latents = Latents.find(
             self.program, self.train.batch(rows[0]), self.meta.batch(rows[1]), self.folder
@@ -258,6 +266,11 @@ class MinibatchKernel(MCMCKernel):
                 "target_acceptance needs a program with a density, and this one has a companion "
                 "network or changes with the steps: use model=joint, or leave target_acceptance out"
             )
+        if self.sharded:
+            raise InputError(
+                "target_acceptance cannot adapt the step of a sharded network: leave it out, or "
+                "take parallel=data"
+            )
 
     def _values(self, group: str) -> list[Tensor]:
         """All values of a group, of a table every row."""
@@ -295,8 +308,8 @@ class MinibatchKernel(MCMCKernel):
         if self.steps == 0:
             check_stiffness(self)
         rows = self.train_rows.next()
-        train = self.train.view(rows.index, self.generator, rows.importance)
-        meta = self.meta.view(self.meta_rows.next().index, self.generator)
+        train = self.train.view(rows.index, self.generator, rows.importance).shared(self.ranks)
+        meta = self.meta.view(self.meta_rows.next().index, self.generator).shared(self.ranks)
         latents = self.latents
         repeats = None if rows.distinct else first_occurrence(rows.index)
         held = None
@@ -305,20 +318,20 @@ class MinibatchKernel(MCMCKernel):
             for _ in range(self.local_steps - 1):
                 latents.backward_rows(train, meta, held)
                 with torch.no_grad():
-                    self._move_tables(train, repeats)
+                    self._move_tables(train.whole, repeats)
         self.potential = latents.backward(train, meta, held)
         with torch.no_grad():
             self._move_networks()
             for name, site in latents.globals.items():
                 assert site.value.grad is not None
                 self._move(name, [site.value], [site.value.grad], self.states[name])
-            self._move_tables(train, repeats)
+            self._move_tables(train.whole, repeats)
         self.steps += 1
         for name, other in latents.finish_step(self.steps, repeats):
             for key, kept in self.states[other].items():
                 torch._foreach_copy_(self.states[name][key], kept)
         if self.steps <= self.warmup_steps:
-            self.adaptation.update(self, train, meta)
+            self.adaptation.update(self, train.whole, meta.whole)
             if self.steps == self.warmup_steps:
                 self.end_warmup()
 
@@ -396,7 +409,7 @@ class MinibatchKernel(MCMCKernel):
         drift = torch._foreach_mul(grads, -0.5 * eta)
         scale = PAPER_NOISE if self.mode == "paper" else math.sqrt(eta * self.heat(group))
         if scale > 0:
-            noise = self._noise(values)
+            noise = self._noise(group, values)
             if self.mode == "calibrated":
                 if root is not None:
                     torch._foreach_mul_(noise, root)
@@ -407,8 +420,28 @@ class MinibatchKernel(MCMCKernel):
         self.advance(group, values, list(drift), state)
         return shortened, root
 
-    def _noise(self, values: list[Tensor]) -> list[Tensor]:
-        """Standard normal numbers shaped like the values, in one draw."""
+    @property
+    def sharded(self) -> bool:
+        """Whether processes have parts of networks, and must all ask for `state_dict`."""
+        return any(network.shards is not None for network in self.latents.networks.values())
+
+    def shards(self, group: str) -> Shards | None:
+        """How a group's values are shared out between processes; None if they are not."""
+        network = self.latents.networks.get(group)
+        return None if network is None else network.shards
+
+    def _noise(self, group: str, values: list[Tensor]) -> list[Tensor]:
+        """Standard normal numbers shaped like the values, in one draw.
+
+        Of values that are shared out each process draws the whole, one after the other.
+        """
+        shards = self.shards(group)
+        if shards is not None:
+            parts = []
+            for number, shape in enumerate(shards.shapes):
+                whole = torch.randn(shape, generator=self.generator, device=values[0].device)
+                parts.append(shards.part(number, whole).clone())
+            return parts
         count = sum(value.numel() for value in values)
         flat = torch.randn(count, generator=self.generator, device=values[0].device)
         parts = flat.split([value.numel() for value in values])
@@ -425,6 +458,8 @@ class MinibatchKernel(MCMCKernel):
             grad.clamp_(-bound, bound)
         else:
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+            shards = self.shards(group)
+            norm = norm if shards is None else shards.total(norm**2).sqrt()
             acted = norm > bound
             shortened = (bound / (norm + 1e-12)).clamp(max=1.0)
             torch._foreach_mul_(grads, shortened)
@@ -442,7 +477,8 @@ class MinibatchKernel(MCMCKernel):
         """
         state = [self.potential] + [table.damage for table in self.latents.tables.values()]
         state += [p.sum() for site in self.latents.networks.values() for p in site.parameters]
-        if bool(torch.stack([x.detach().double().cpu() for x in state]).isfinite().all()):
+        finite = bool(torch.stack([x.detach().double().cpu() for x in state]).isfinite().all())
+        if not self.ranks.most(int(not finite))[0]:
             return
         now = {group: self.rate(group) for group in self.schedules}
         used = ", ".join(f"{group}={eta:.2g}" for group, eta in now.items())
@@ -452,14 +488,37 @@ class MinibatchKernel(MCMCKernel):
             f"sizes {used}. Try smaller ones: {tries}"
         )
 
+    def check_together(self) -> None:
+        """Refuse to go on where the processes that run the chain have come apart.
+
+        Raises:
+            RanksError: with what differs between them.
+        """
+        state = dict(self.latents.tensors()) | dict(self._state_tensors())
+        parts = {name.removeprefix("latents/") for name, _, _ in self._shared_out()}
+        state = {name: tensor for name, tensor in state.items() if name not in parts}
+        apart = self.ranks.apart(state | {"generator": self.generator.get_state()})
+        if apart:
+            raise RanksError(
+                f"the processes' states differ at step {self.steps}, in {', '.join(apart[:3])}, "
+                "and must be equal to the last bit: give them equal devices and the same versions, "
+                "data and settings, and networks without state of their own. resume=true "
+                "continues from the last checkpoint"
+            )
+
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on, beside the settings and the data."""
+        """Everything that the next step depends on, beside the settings and the data.
+
+        Networks that are shared out between processes are put together; all must ask.
+        """
         state = {f"latents/{k}": v for k, v in self.latents.state_dict().items()}
         state |= {f"train_rows/{k}": v for k, v in self.train_rows.state_dict().items()}
         state |= {f"meta_rows/{k}": v for k, v in self.meta_rows.state_dict().items()}
         state |= {f"clipped/{k}": v for k, v in self.clipped.items()}
         state |= {f"adaptation/{k}": v for k, v in self.adaptation.state_dict().items()}
         state |= dict(self._state_tensors())
+        for name, shards, number in self._shared_out():
+            state[name] = shards.whole(number, state[name]).cpu()
         return state | {
             "generator": self.generator.get_state(),
             "steps": torch.tensor(self.steps),
@@ -480,6 +539,11 @@ class MinibatchKernel(MCMCKernel):
                 "with the sampler of the first run, or start anew in another run_dir"
             )
 
+        state = dict(state)
+        for name, shards, number in self._shared_out():
+            if name in state and state[name].shape == shards.shapes[number]:
+                state[name] = shards.part(number, state[name])
+
         def part(prefix: str) -> dict[str, Tensor]:
             start = len(prefix) + 1
             return {k[start:]: v for k, v in state.items() if k.startswith(prefix + "/")}
@@ -495,6 +559,18 @@ class MinibatchKernel(MCMCKernel):
             tensor.copy_(state[name])
         self.steps = self.latents.steps = int(state["steps"])
 
+    def _shared_out(self) -> Iterator[tuple[str, Shards, int]]:
+        """Names in the state of what is shared out, how, and the number of the parameter."""
+        for group, network in self.latents.networks.items():
+            if network.shards is None:
+                continue
+            for number, parameter in enumerate(network.names):
+                yield f"latents/network/{group}/{parameter}", network.shards, number
+                if network.moves is not None:
+                    yield f"latents/moves/{group}/{parameter}", network.shards, number
+                for key in self.states.get(group, {}):
+                    yield f"state/{group}/{key}/{number}", network.shards, number
+
     def _state_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The sampler's own state, by name."""
         for group, state in self.states.items():
@@ -505,15 +581,20 @@ class MinibatchKernel(MCMCKernel):
     def site_values(self, site: str = SITE, chunk: int = 2048) -> Tensor:
         """Values (N_t,) of a per-point site for all train points, constrained.
 
-        A table is read; a computed site (a weight network's "w") is evaluated in chunks.
+        A table is read; a computed site (a weight network's "w") is evaluated in chunks, of which
+        every process takes its share.
         """
         table = self.latents.tables.get(site)
         if table is not None:
             return table.values()
         meta = self.meta.batch(torch.arange(1, device=self.meta.device))
-        return torch.cat(
-            [self.latents.values(site, batch, meta) for batch in self.train.batches(chunk)]
-        )
+        count = -(-len(self.train) // self.ranks.size) * self.ranks.size  # as many for each process
+        rows = torch.arange(count, device=self.train.device).clamp_(max=len(self.train) - 1)
+        found = [
+            self.latents.values(site, self.train.batch(part), meta)
+            for part in self.ranks.share(rows).split(chunk)
+        ]
+        return self.ranks.gather(torch.cat(found))[: len(self.train)]
 
     # pyro.infer.MCMC
 
@@ -558,12 +639,11 @@ class MinibatchKernel(MCMCKernel):
 
         "weighted_train_loss" is the mean of rho w l over the batch as drawn.
         """
-        report: dict[str, float] = {}
+        shown = {"meta_target": "meta_loss", "train_loss": "weighted_train_loss"}
         terms = self.latents.terms
-        if "meta_target" in terms:
-            report["meta_loss"] = -float(terms["meta_target"].mean())
-        if "train_loss" in terms:
-            report["weighted_train_loss"] = -float(terms["train_loss"].mean())
+        means = {name: terms[term].mean() for term, name in shown.items() if term in terms}
+        self.ranks.mean_(list(means.values()))
+        report = {name: -float(mean) for name, mean in means.items()}
         total = self.latents.total(SITE)
         return report if total is None else report | {"mean_w": float(total) / len(self.train)}
 

@@ -101,7 +101,8 @@ class Latents:
         return found | dict.fromkeys([*self.globals, *self.tables])
 
     def _evaluate(self, train: Batch, meta: Batch, held: Outputs | None = None) -> Evaluate:
-        with pyro.validation_enabled(False), Evaluate(self, replay=held) as run:
+        look = Evaluate(self, replay=held, ranks=train.ranks)
+        with pyro.validation_enabled(False), look as run:
             self.program(train, meta)
         for network in self.networks.values():
             if network.decay is None and network.moves is None:
@@ -129,7 +130,8 @@ class Latents:
 
     def outputs(self, train: Batch, meta: Batch) -> Outputs:
         """The networks' outputs for a batch, with their graph, for `backward_rows`, `backward`."""
-        with pyro.validation_enabled(False), Evaluate(self, hold=True) as run:
+        look = Evaluate(self, hold=True, ranks=train.ranks)
+        with pyro.validation_enabled(False), look as run:
             self.program(train, meta)
         return run.held
 
@@ -137,7 +139,8 @@ class Latents:
         """Gradients of `potential` in all latents; returns its value (), detached.
 
         Companions that take back the moves due to a plate get that plate's share of the gradient.
-        Networks are not called again where their outputs are given.
+        Networks are not called again where their outputs are given. Where several processes have a
+        share of the batches, all is of the batches as a whole, in each of them.
         """
         self.zero_grad()
         run = self._evaluate(train, meta, held)
@@ -145,7 +148,7 @@ class Latents:
         if not reverts:
             potential = -torch.stack(run.log_probs).sum()
             potential.backward()
-            return potential.detach()
+            return self._joined(potential.detach(), train, meta)
         (site,) = reverts
         assert isinstance(site.companion, Revert)
         inside = [site.companion.plate in plates for plates in run.plates]
@@ -153,20 +156,50 @@ class Latents:
         part = -torch.stack([term for term, i in pairs if i]).sum()
         rest = -torch.stack([term for term, i in pairs if not i]).sum()
         part.backward(retain_graph=True)  # a program may share one forward pass
-        accompanied = self.networks[site.companion.network].parameters
-        site.part = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in accompanied]
+        site.part = [x.clone() for x in self.networks[site.companion.network].slopes()]
         rest.backward()
-        return (part + rest).detach()
+        return self._joined((part + rest).detach(), train, meta)
+
+    def _joined(self, potential: Tensor, train: Batch, meta: Batch) -> Tensor:
+        """The mean potential () over processes; gradients and statistics become means, too."""
+        if train.ranks.alone:
+            return potential
+        potential = potential.clone()
+        every = [potential] + [
+            one.pending for one in self.means.values() if one.pending is not None
+        ]
+        leaves: list[Tensor] = []
+        for network in self.networks.values():
+            every += network.statistics()
+            if network.shards is None:  # else they are means already
+                every += network.part
+                leaves += [] if network.moves is not None else network.parameters
+        for leaf in leaves + [site.value for site in self.globals.values()]:
+            if leaf.grad is None:
+                leaf.grad = torch.zeros_like(leaf)
+            every.append(leaf.grad)
+        train.ranks.mean_(every)
+        self._join_rows(train, meta)
+        return potential
+
+    def _join_rows(self, train: Batch, meta: Batch) -> None:
+        if train.ranks.alone:
+            return
+        for table in self.tables.values():
+            if table.rows is not None:
+                table.share_moves(train, meta)
 
     def backward_rows(self, train: Batch, meta: Batch, held: Outputs) -> None:
         """Gradients in the batch's rows of tables, given the networks' outputs."""
         held = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, held)
-        with pyro.validation_enabled(False), Evaluate(self, replay=held) as run:
+        look = Evaluate(self, replay=held, ranks=train.ranks)
+        with pyro.validation_enabled(False), look as run:
             self.program(train, meta)
         rows = [table.rows for table in self.tables.values() if table.rows is not None]
         grads = torch.autograd.grad(-torch.stack(run.log_probs).sum(), rows)
         for row, grad in zip(rows, grads, strict=True):
             row.grad = grad
+        self._join_rows(train, meta)
 
     @contextmanager
     def still(self) -> Iterator[None]:
@@ -226,7 +259,7 @@ class Latents:
 
     def zero_grad(self) -> None:
         for network in self.networks.values():
-            for parameter in network.parameters:
+            for parameter in network.leaves:
                 parameter.grad = None
         for site in self.globals.values():
             site.value.grad = None

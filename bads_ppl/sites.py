@@ -23,8 +23,10 @@ from pyro.distributions import Independent, Normal
 from torch import Tensor, nn
 
 from bads_ppl.atomic import write_error
+from bads_ppl.data import Batch
 from bads_ppl.errors import InputError
 from bads_ppl.primitives import Restart, Revert
+from bads_ppl.shards import own, shards_of
 
 PIECE = 2**18
 """Rows of a table that are looked at in one go: whole tables may be larger than memory."""
@@ -41,7 +43,10 @@ def total_dtype(device: torch.device) -> torch.dtype:
 
 
 class NetworkSite:
-    """The trainable parameters of one module, all in one group, with their priors."""
+    """The trainable parameters of one module, all in one group, with their priors.
+
+    Where the module is sharded (`bads_ppl.shards`), `parameters` are this process's parts of them.
+    """
 
     def __init__(
         self, name: str, module: nn.Module, prior: Any, companion: Restart | Revert | None
@@ -56,11 +61,18 @@ class NetworkSite:
                 "sample: unfreeze some of its parameters"
             )
         self.names = [n for n, _ in named]
-        self.parameters: list[Tensor] = [p for _, p in named]
-        self.priors = [prior(n, p) for n, p in named]
+        self.leaves: list[Tensor] = [p for _, p in named]
+        self.shards = shards_of(module, self.leaves)
+        self.parameters = self.leaves if self.shards is None else [own(p) for p in self.leaves]
+        self.priors = [prior(n, p) for n, p in zip(self.names, self.parameters, strict=True)]
         # The score of a zero-mean Gaussian with one scale is theta / scale^2: no autograd needed.
         scales = [zero_mean_scale(prior) for prior in self.priors]
         self.decay = None if None in scales else [1 / s**2 for s in scales if s is not None]
+        if self.decay is None and self.shards is not None:
+            raise InputError(
+                f"network {name!r} is sharded, so its prior must be Normal(0, scale) with one "
+                "scale per parameter tensor: take such a prior, or parallel=data"
+            )
         self.moves: list[Tensor] | None = None  # of a Revert companion: m, theta' = theta + m
         self.part: list[Tensor] = []  # of a Revert companion: the plate's share of the gradient
         self.call: Callable[..., Any] = module
@@ -72,11 +84,25 @@ class NetworkSite:
     def log_prior(self) -> Tensor:
         """Log p(theta), () with its graph."""
         terms = [q.log_prob(p) for q, p in zip(self.priors, self.parameters, strict=True)]
-        return torch.stack([term.sum() for term in terms]).sum()
+        total = torch.stack([term.sum() for term in terms]).sum()
+        return total if self.shards is None else self.shards.total(total)
+
+    def slopes(self) -> list[Tensor]:
+        """What the backward passes left in each parameter, zeros where that is nothing."""
+        found = zip(self.leaves, self.parameters, strict=True)
+        return [torch.zeros_like(p) if leaf.grad is None else own(leaf.grad) for leaf, p in found]
+
+    def statistics(self) -> list[Tensor]:
+        """Running statistics of the module's normalisation layers; the live ones."""
+        layers = [
+            one for one in self.module.modules() if isinstance(one, nn.modules.batchnorm._NormBase)
+        ]
+        pairs = [(layer.running_mean, layer.running_var) for layer in layers]
+        return [value for pair in pairs for value in pair if value is not None]
 
     def gradients(self) -> list[Tensor]:
         """Gradient of the potential in each parameter, the closed-form prior included."""
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        grads = self.slopes()
         if self.decay is not None:
             values = [p.detach() for p in self.parameters]
             if len(set(self.decay)) == 1:
@@ -118,6 +144,30 @@ class Table:
     rows: Tensor | None = None  # leaf (B, ...): the rows of the batch in hand
     constrained: Tensor | None = None  # the same rows as the program saw them
     index: Tensor | None = None  # (B,)
+
+    def share_moves(self, *batches: Batch) -> None:
+        """Put the rows of the whole batch in the place of this process's share, with gradients.
+
+        Gradients are those of the mean over the processes. Plates that are there as a whole are so
+        in every process.
+
+        Raises:
+            InputError: if the rows are those of no batch and not all rows.
+        """
+        assert self.rows is not None and self.rows.grad is not None and self.index is not None
+        grad, ranks = self.rows.grad, batches[0].ranks
+        batch = next((one for one in batches if one.index is self.index), None)
+        if batch is not None:
+            grad, self.index = ranks.gather(grad) / ranks.size, batch.whole.index
+        elif len(self.index) == len(self.value):
+            ranks.mean_([grad])
+        else:
+            raise InputError(
+                f"plate {self.plate!r} has {len(self.index)} of {len(self.value)} rows, which are "
+                "those of neither batch: several processes cannot share them; run in one process"
+            )
+        self.rows = self.value[self.index]
+        self.rows.grad, self.constrained = grad, self.transform(self.rows)
 
     def values(self, rows: slice = slice(None)) -> Tensor:
         """Some rows (M, ...), default all, on the constrained scale."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from bads_ppl.errors import InputError
+from bads_ppl.ranks import ALONE, Ranks
 from bads_ppl.sites import (
     GlobalSite,
     NetworkSite,
@@ -155,9 +156,11 @@ class Evaluate(Messenger):
         keep: str | None = None,
         hold: bool = False,
         replay: Outputs | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
         self.latents = latents
+        self.ranks = ranks
         self.keep = keep
         self.hold = hold
         self.held: Outputs = {}
@@ -241,7 +244,7 @@ class Evaluate(Messenger):
         else:
             assert state.memory is not None
             remembered = state.memory[batch.index]
-            state.pending = (batch.index, value.detach())
+            state.pending = (batch.whole.index, batch.ranks.gather(value.detach()))
         msg["value"] = state.total.to(value.dtype) + batch.total(value - remembered)
         msg["done"] = True
 
@@ -251,6 +254,8 @@ class Evaluate(Messenger):
     def _pyro_running_mean(self, msg: Any) -> None:
         value, _, _ = msg["args"]
         state = self.latents.means[msg["name"]]
+        if not self.ranks.alone:  # before the first step it is at once what all have
+            value = value.clone() if state.count else self.ranks.mean(value)
         state.pending = value
         msg["value"] = state.mean() if state.count else value
         msg["done"] = True

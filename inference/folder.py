@@ -30,6 +30,7 @@ NOT_SETTINGS = (
     "checkpoint_seconds",
     "workers",
     "table",
+    "parallel",
 )
 """Top-level options that a resumed run may change: longer or more chains, or another machine."""
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from bads_ppl.errors import InputError
+from bads_ppl.shards import is_sharded
 from models.pretrained import find_model, load_weights, no_bars_in_logs, read_config, width
 
 IGNORED = -100
@@ -115,6 +116,8 @@ class LanguageModel(nn.Module):
 
     def _contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
         """Around a part's first pass: nothing; around its second: the parameters of the first."""
+        if is_sharded(self):  # its layers come by their parameters themselves
+            return nullcontext(), nullcontext()
         return nullcontext(), _Parameters(self.model)
 
     def forward(self, input: dict[str, Tensor]) -> Tensor:
