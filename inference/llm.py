@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 import torch
 
-from bads_ppl.data import Data
 from bads_ppl.errors import InputError
 from inference.benchmark_files import BENCHMARKS
 from inference.benchmark_scores import check, evaluate
 from inference.causal_pretraining import pretrained_causal
+from inference.conversation_sets import Long, conversation_sets
 from inference.embeddings import folder_version
 from inference.instruction_sets import (
     Reading,
@@ -36,8 +36,7 @@ from inference.next_tokens import Ask, NextTokens
 from inference.sources import SPLITS
 from inference.tasks import Task
 from inference.text_files import Empty
-from inference.token_sets import token_sets
-from models.chat import Chat, Encoded, build_folder
+from models.chat import Chat, build_folder
 from models.language import sequence_loss, token_loss
 from models.pretrained import find_model, read_tokenizer
 
@@ -45,9 +44,6 @@ SOURCES = ("auto", "files", "generated")
 LOSSES = {"token": token_loss, "sequence": sequence_loss}
 SHARE = 0.2
 """Share of the train examples to select where nothing is known of them."""
-
-Long = Literal["cut", "drop", "refuse"]
-"""What becomes of conversations with more tokens than the network is shown."""
 
 
 def llm(
@@ -347,10 +343,8 @@ def _of_conversations(
         "validation": validation,
         "test": test[::step],
     }
-    encoded = {key: chat.encode(part) for key, part in parts.items()}
-    kept, told = _fitting(encoded, chat.max_tokens, long)
-    rows = [rows[place] for place in kept["train"]]
-    sets = _data(chat, encoded, kept)
+    sets, places, told = conversation_sets(chat, parts, long)
+    rows = [rows[place] for place in places]
     of = [source for source, _, _ in rows]
     version = folder_version(Path(network["folder"]))
     return Task(
@@ -381,43 +375,3 @@ def _of_conversations(
 
 def _in_words(one: Conversation) -> str:
     return "\n".join(f"{message.role}: {message.content}" for message in one)
-
-
-def _fitting(
-    encoded: Mapping[str, Encoded], most: int, long: Long
-) -> tuple[dict[str, list[int]], list[str]]:
-    """Places of the conversations to use, and notes on those that are longer than what is shown."""
-    kept, notes = {}, []
-    for name, part in encoded.items():
-        lost, size = part.lost, len(part)
-        gone = set(lost)
-        said = f"{len(part.cut)} of {size} {name} conversations have more than {most} tokens"
-        if part.cut and long == "refuse":
-            raise InputError(
-                f"{said}: raise task.data.max_tokens, or take task.data.long=cut or drop"
-            )
-        if long == "drop" and name in ("train", "meta"):
-            gone |= set(part.cut)
-        kept[name] = [place for place in range(size) if place not in gone]
-        if not kept[name]:
-            raise InputError(
-                f"{said}, and nothing is left of the {name} set: raise task.data.max_tokens"
-            )
-        if part.cut:
-            whose = f", {len(lost)} of them as their prompts alone are longer" if lost else ""
-            notes.append(
-                f"{said}: {len(part.cut) - len(gone)} were cut, {len(gone)} left out{whose}"
-            )
-    return kept, notes
-
-
-def _data(
-    chat: Chat, encoded: Mapping[str, Encoded], kept: Mapping[str, list[int]]
-) -> dict[str, Data]:
-    """All sets, padded to the same length, with ids that count through them."""
-    parts = [part.take(kept[name]) for name, part in encoded.items()]
-    ids = [row for part in parts for row in part.ids]
-    labels = [row for part in parts for row in part.labels]
-    padded = chat.pad(Encoded(ids, labels, cut=[]))
-    sizes = {name: len(places) for name, places in kept.items()}
-    return token_sets(padded, padded["mask"].sum(1), sizes)
