@@ -135,4 +135,4 @@ class SparsityPrior:
             # The value is (9); the derivative is the plate's, as everywhere (docs/conventions.md).
             spread = train.total(w)
             total = w.sum().detach() + rest + (spread - spread.detach())
-        pyro.factor("sparsity", -0.5 * ((total - target) / scale) ** 2)
+        pyro.factor("sparsity", (total - target).square() * (-0.5 / scale**2))

@@ -124,8 +124,7 @@ class Parts:
                 train_output, meta_output = network(train.input), network(meta.input)
             else:
                 output = network(join(train.input, meta.input))
-                train_output = tree_map(lambda x: x[:count], output)
-                meta_output = tree_map(lambda x: x[count:], output)
+                train_output, meta_output = split(output, count)
         train_loss = self.loss(train_output, train.target)
         return Forward(train_loss, meta_output, kept[0][:count] if kept else None)
 
@@ -142,7 +141,10 @@ class Parts:
 
     def observe_meta(self, output: Any, meta: Batch) -> None:
         """The meta targets observed, in plate "meta" (3)."""
-        with poutine.scale(scale=self.impact.meta), meta.plate("meta"):
+        with ExitStack() as stack:
+            if self.impact.meta != 1:
+                stack.enter_context(poutine.scale(scale=self.impact.meta))
+            stack.enter_context(meta.plate("meta"))
             pyro.sample("meta_target", observe(self.loss, output, len(meta)), obs=meta.target)
 
 
@@ -157,6 +159,9 @@ def join(first: Any, second: Any) -> Any:
     Raises:
         InputError: if the trees or the leaves' other dimensions differ.
     """
+    tensors = isinstance(first, Tensor) and isinstance(second, Tensor)
+    if tensors and first.shape[1:] == second.shape[1:]:
+        return torch.cat((first, second))
     leaves, form = tree_flatten(first)
     others, other_form = tree_flatten(second)
     if form != other_form or any(
@@ -167,6 +172,13 @@ def join(first: Any, second: Any) -> Any:
             f"{[tuple(x.shape[1:]) for x in leaves]} and {[tuple(x.shape[1:]) for x in others]}"
         )
     return form.unflatten([torch.cat(pair) for pair in zip(leaves, others, strict=True)])
+
+
+def split(tree: Any, count: int) -> tuple[Any, Any]:
+    """The first `count` rows of every tensor of a tree, and the others: undoes `join`."""
+    if isinstance(tree, Tensor):
+        return tree.tensor_split((count,))
+    return tree_map(lambda x: x[:count], tree), tree_map(lambda x: x[count:], tree)
 
 
 @contextmanager

@@ -7,15 +7,15 @@ values in place and collects its log-probabilities.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
-from pyro.distributions import constraints
+from pyro.distributions import Unit, constraints
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import SigmoidTransform, biject_to
 
 from bads_ppl.errors import InputError
 from bads_ppl.sites import (
@@ -55,6 +55,15 @@ def _unconstrain(fn: Any) -> Any:
 
 def _total_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+@runtime_checkable
+class Logistic(Protocol):
+    """A distribution on (0, 1) that knows its density on the logit scale."""
+
+    def log_density(self, logit: Tensor, temperature: float) -> Tensor:
+        """Log p(x) + T log|dx/du| at x = sigmoid(u), up to rounding `log_prob` and the Jacobian."""
+        ...
 
 
 class Reached(Exception):
@@ -215,28 +224,36 @@ class Evaluate(Messenger):
             raise Reached
         if site_is_subsample(msg) or "_deterministic" in msg["infer"]:
             return
-        log_prob = msg["fn"].log_prob(msg["value"])
+        fn = msg["fn"]
         if not msg["is_observed"]:
-            log_prob = log_prob + self._log_jacobian(name, msg["value"])
+            log_prob = self._log_density(name, fn, msg["value"])
+        else:
+            log_prob = fn.log_factor if type(fn) is Unit else fn.log_prob(msg["value"])
         self.terms[name] = log_prob.detach()
         plates = frozenset(frame.name for frame in msg["cond_indep_stack"])
-        self.add(name, scale_and_mask(log_prob, msg["scale"], msg["mask"]).sum(), plates)
+        if msg["mask"] is None and isinstance(msg["scale"], float):
+            total = log_prob.sum() if msg["scale"] == 1 else msg["scale"] * log_prob.sum()
+        else:
+            total = scale_and_mask(log_prob, msg["scale"], msg["mask"]).sum()
+        self.add(name, total, plates)
 
     def add(self, name: str, log_prob: Tensor, plates: frozenset[str]) -> None:
         self.names.append(name)
         self.log_probs.append(log_prob)
         self.plates.append(plates)
 
-    def _log_jacobian(self, name: str, value: Tensor) -> Tensor | float:
-        """T log|dx/du|: at temperature T the target is p(x)^(1/T) on the constrained scale."""
+    def _log_density(self, name: str, fn: Any, value: Tensor) -> Tensor:
+        """Log p(x) + T log|dx/du| (T: the group's): p(x)^(1/T) is the target on the scale of x."""
         temperature = self.latents.temperature.get(name, 1.0)
-        if temperature == 0:
-            return 0.0
         table = self.latents.tables.get(name)
         site = table if table is not None else self.latents.globals[name]
         unconstrained = table.rows if table is not None else site.value
-        jacobian: Tensor = site.transform.log_abs_det_jacobian(unconstrained, value)
-        return temperature * jacobian
+        if isinstance(fn, Logistic) and isinstance(site.transform, SigmoidTransform):
+            return fn.log_density(unconstrained, temperature)
+        log_prob: Tensor = fn.log_prob(value)
+        if temperature == 0:
+            return log_prob
+        return log_prob + temperature * site.transform.log_abs_det_jacobian(unconstrained, value)
 
     def _pyro_plate_sum(self, msg: Any) -> None:
         value, batch = msg["args"]

@@ -6,6 +6,7 @@ batch's weights (B,). A user's own class needs no more than that and `needs_feat
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -38,11 +39,35 @@ class Weights(Protocol):
         ...
 
 
+class _Beta(dist.Beta):
+    """Beta(a, b) of two numbers, with what its density needs of them worked out ahead."""
+
+    a: float
+    b: float
+    log_normaliser: float
+
+    @classmethod
+    def of(cls, a: float, b: float, device: torch.device) -> _Beta:
+        made = cls(*torch.tensor([a, b], device=device), validate_args=False)
+        made.a, made.b = a, b
+        made.log_normaliser = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+        return made
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> _Beta:
+        made: _Beta = super().expand(batch_shape, _instance)
+        made.a, made.b, made.log_normaliser = self.a, self.b, self.log_normaliser
+        return made
+
+    def log_density(self, logit: Tensor, temperature: float) -> Tensor:
+        """Log p(w) + T log|dw/du| at w = sigmoid(u) (B,): (a + b - 2 + 2 T) log w - (b - 1 + T) u."""
+        a, b = self.a - 1 + temperature, self.b - 1 + temperature
+        return (a + b) * functional.logsigmoid(logit) - b * logit - self.log_normaliser
+
+
 @lru_cache
 def _beta(mean: float, concentration: float, device: torch.device) -> dist.Beta:
     """Beta(a, a (1 - mean) / mean), built once: a step neither builds it nor copies to a device."""
-    a = torch.tensor(concentration, device=device)
-    return dist.Beta(a, a * (1 - mean) / mean, validate_args=False)
+    return _Beta.of(concentration, concentration * (1 - mean) / mean, device)
 
 
 @dataclass(frozen=True)

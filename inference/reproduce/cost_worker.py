@@ -1,7 +1,7 @@
 """Steps of one method, timed on demand: the process that `inference.reproduce.cost` starts.
 
-What it reads and answers is `inference.reproduce.steps`. Memory is less what was in use before there
-was a network.
+`inference.reproduce.steps` says what it reads and answers; memory is less what was in use before
+there was a network.
 """
 
 from __future__ import annotations
