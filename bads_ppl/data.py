@@ -37,14 +37,15 @@ class ScaledPlate(PlateMessenger):
     """
 
     def __init__(self, name: str, batch: Batch) -> None:
-        super().__init__(name, batch.size, subsample=batch.index, dim=-1)
+        where = batch.index.device  # Pyro would make a tensor to find out
+        super().__init__(name, batch.size, subsample=batch.index, dim=-1, device=where)
         self._importance = batch.importance
 
     def _process_message(self, msg: Message) -> None:
         if self._importance is not None:
             msg["scale"] = self._importance * msg["scale"]
         shape = getattr(msg["fn"], "batch_shape", None)
-        if shape == (self.subsample_size,) and len(msg["cond_indep_stack"]) == 0:
+        if shape == (self.subsample_size,) and not msg["cond_indep_stack"]:
             SubsampleMessenger._process_message(self, msg)  # it has the plate's shape already
         else:
             super()._process_message(msg)

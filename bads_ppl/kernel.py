@@ -404,9 +404,9 @@ class MinibatchKernel(MCMCKernel):
 
     def _noise(self, values: list[Tensor]) -> list[Tensor]:
         """Standard normal numbers shaped like the values, in one draw."""
-        count = sum(value.numel() for value in values)
-        flat = torch.randn(count, generator=self.generator, device=values[0].device)
-        parts = flat.split([value.numel() for value in values])
+        sizes = [value.numel() for value in values]
+        flat = torch.randn(sum(sizes), generator=self.generator, device=values[0].device)
+        parts = flat.split_with_sizes(sizes)
         return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
 
     def _clip(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol
@@ -116,10 +116,8 @@ class Parts:
         In one pass over both; `apart` makes two, where their gradients are needed apart.
         """
         count = len(train)
-        with ExitStack() as stack:
-            kept: list[Tensor] = []
-            if self.weights.needs_features:
-                kept = stack.enter_context(capture_features(self.network, self.head))
+        needed = self.weights.needs_features
+        with capture_features(self.network, self.head) if needed else nullcontext([]) as kept:
             if apart:
                 train_output, meta_output = network(train.input), network(meta.input)
             else:
@@ -134,17 +132,15 @@ class Parts:
         Its derivative is -rho_theta^t w dl/dtheta for theta and -rho_w^t l for w.
         """
         if self.impact.train == self.impact.weight:
-            return -self.impact.train * w * loss
+            return (w * loss) * -self.impact.train
         for_theta = w.detach() * loss
         for_w = (w - w.detach()) * loss.detach()
         return -self.impact.train * for_theta - self.impact.weight * for_w
 
     def observe_meta(self, output: Any, meta: Batch) -> None:
         """The meta targets observed, in plate "meta" (3)."""
-        with ExitStack() as stack:
-            if self.impact.meta != 1:
-                stack.enter_context(poutine.scale(scale=self.impact.meta))
-            stack.enter_context(meta.plate("meta"))
+        impact = self.impact.meta
+        with nullcontext() if impact == 1 else poutine.scale(scale=impact), meta.plate("meta"):
             pyro.sample("meta_target", observe(self.loss, output, len(meta)), obs=meta.target)
 
 

@@ -43,6 +43,7 @@ class NetworkSite:
         # The score of a zero-mean Gaussian with one scale is theta / scale^2: no autograd needed.
         scales = [zero_mean_scale(prior) for prior in self.priors]
         self.decay = None if None in scales else [1 / s**2 for s in scales if s is not None]
+        self.decays_alike = self.decay is not None and len(set(self.decay)) == 1
         self.moves: list[Tensor] | None = None  # of a Revert companion: m, theta' = theta + m
         self.part: list[Tensor] = []  # of a Revert companion: the plate's share of the gradient
         self.call: Callable[..., Any] = module
@@ -60,12 +61,12 @@ class NetworkSite:
         """Gradient of the potential in each parameter, the closed-form prior included."""
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
         if self.decay is not None:
-            values = [p.detach() for p in self.parameters]
-            if len(set(self.decay)) == 1:
-                torch._foreach_add_(grads, values, alpha=self.decay[0])
-            else:
-                for grad, value, decay in zip(grads, values, self.decay, strict=True):
-                    grad.add_(value, alpha=decay)
+            with torch.no_grad():
+                if self.decays_alike:
+                    torch._foreach_add_(grads, self.parameters, alpha=self.decay[0])
+                else:
+                    for grad, value, decay in zip(grads, self.parameters, self.decay, strict=True):
+                        grad.add_(value, alpha=decay)
         return grads
 
 

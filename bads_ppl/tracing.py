@@ -7,7 +7,7 @@ values in place and collects its log-probabilities.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro.distributions import Unit, constraints
@@ -55,15 +55,6 @@ def _unconstrain(fn: Any) -> Any:
 
 def _total_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
-
-
-@runtime_checkable
-class Logistic(Protocol):
-    """A distribution on (0, 1) that knows its density on the logit scale."""
-
-    def log_density(self, logit: Tensor, temperature: float) -> Tensor:
-        """Log p(x) + T log|dx/du| at x = sigmoid(u), up to rounding `log_prob` and the Jacobian."""
-        ...
 
 
 class Reached(Exception):
@@ -243,13 +234,18 @@ class Evaluate(Messenger):
         self.plates.append(plates)
 
     def _log_density(self, name: str, fn: Any, value: Tensor) -> Tensor:
-        """Log p(x) + T log|dx/du| (T: the group's): p(x)^(1/T) is the target on the scale of x."""
+        """Log p(x) + T log|dx/du| (T: the group's): p(x)^(1/T) is the target on the scale of x.
+
+        A distribution on (0, 1) may know this sum as a function of the logit and T.
+        """
         temperature = self.latents.temperature.get(name, 1.0)
         table = self.latents.tables.get(name)
         site = table if table is not None else self.latents.globals[name]
         unconstrained = table.rows if table is not None else site.value
-        if isinstance(fn, Logistic) and isinstance(site.transform, SigmoidTransform):
-            return fn.log_density(unconstrained, temperature)
+        fused = getattr(fn, "log_density_of_logit", None)
+        if fused is not None and isinstance(site.transform, SigmoidTransform):
+            density: Tensor = fused(unconstrained, temperature)
+            return density
         log_prob: Tensor = fn.log_prob(value)
         if temperature == 0:
             return log_prob

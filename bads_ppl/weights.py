@@ -58,10 +58,12 @@ class _Beta(dist.Beta):
         made.a, made.b, made.log_normaliser = self.a, self.b, self.log_normaliser
         return made
 
-    def log_density(self, logit: Tensor, temperature: float) -> Tensor:
+    def log_density_of_logit(self, logit: Tensor, temperature: float) -> Tensor:
         """Log p(w) + T log|dw/du| at w = sigmoid(u) (B,): (a + b - 2 + 2 T) log w - (b - 1 + T) u."""
         a, b = self.a - 1 + temperature, self.b - 1 + temperature
-        return (a + b) * functional.logsigmoid(logit) - b * logit - self.log_normaliser
+        return (
+            torch.sub((a + b) * functional.logsigmoid(logit), logit, alpha=b) - self.log_normaliser
+        )
 
 
 @lru_cache
