@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from pyro.poutine.plate_messenger import PlateMessenger
-from pyro.poutine.runtime import Message
 from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
@@ -37,11 +36,11 @@ class ScaledPlate(PlateMessenger):
     """
 
     def __init__(self, name: str, batch: Batch) -> None:
-        where = batch.index.device  # Pyro would make a tensor to find out
+        where = str(batch.index.device)  # Pyro would make a tensor to find out
         super().__init__(name, batch.size, subsample=batch.index, dim=-1, device=where)
         self._importance = batch.importance
 
-    def _process_message(self, msg: Message) -> None:
+    def _process_message(self, msg: Any) -> None:
         if self._importance is not None:
             msg["scale"] = self._importance * msg["scale"]
         shape = getattr(msg["fn"], "batch_shape", None)

@@ -76,7 +76,7 @@ class Classes(dist.Categorical):
     def log_prob(self, value: Tensor) -> Tensor:
         if value.dtype == torch.long and value.shape == self.batch_shape and value.ndim == 1:
             return -cross_entropy(self.output, value)
-        log_prob: Tensor = super().log_prob(value)
+        log_prob: Tensor = super().log_prob(value)  # type: ignore[no-untyped-call]
         return log_prob
 
 

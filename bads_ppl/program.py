@@ -140,7 +140,8 @@ class Parts:
     def observe_meta(self, output: Any, meta: Batch) -> None:
         """The meta targets observed, in plate "meta" (3)."""
         impact = self.impact.meta
-        with nullcontext() if impact == 1 else poutine.scale(scale=impact), meta.plate("meta"):
+        scaled: Any = nullcontext() if impact == 1 else poutine.scale(scale=impact)
+        with scaled, meta.plate("meta"):
             pyro.sample("meta_target", observe(self.loss, output, len(meta)), obs=meta.target)
 
 
@@ -173,7 +174,7 @@ def join(first: Any, second: Any) -> Any:
 def split(tree: Any, count: int) -> tuple[Any, Any]:
     """The first `count` rows of every tensor of a tree, and the others: undoes `join`."""
     if isinstance(tree, Tensor):
-        return tree.tensor_split((count,))
+        return tree[:count], tree[count:]
     return tree_map(lambda x: x[:count], tree), tree_map(lambda x: x[count:], tree)
 
 

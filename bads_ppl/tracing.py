@@ -249,7 +249,8 @@ class Evaluate(Messenger):
         log_prob: Tensor = fn.log_prob(value)
         if temperature == 0:
             return log_prob
-        return log_prob + temperature * site.transform.log_abs_det_jacobian(unconstrained, value)
+        jacobian: Tensor = site.transform.log_abs_det_jacobian(unconstrained, value)
+        return log_prob + temperature * jacobian
 
     def _pyro_plate_sum(self, msg: Any) -> None:
         value, batch = msg["args"]

@@ -48,22 +48,25 @@ class _Beta(dist.Beta):
 
     @classmethod
     def of(cls, a: float, b: float, device: torch.device) -> _Beta:
-        made = cls(*torch.tensor([a, b], device=device), validate_args=False)
+        first, second = torch.tensor([a, b], device=device)
+        made = cls(first, second, validate_args=False)
         made.a, made.b = a, b
         made.log_normaliser = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
         return made
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> _Beta:
-        made: _Beta = super().expand(batch_shape, _instance)
+        made: _Beta = super().expand(batch_shape, _instance)  # type: ignore[no-untyped-call]
         made.a, made.b, made.log_normaliser = self.a, self.b, self.log_normaliser
         return made
 
     def log_density_of_logit(self, logit: Tensor, temperature: float) -> Tensor:
-        """Log p(w) + T log|dw/du| at w = sigmoid(u) (B,): (a + b - 2 + 2 T) log w - (b - 1 + T) u."""
+        """Log p(w) + T log|dw/du| (B,) at w = sigmoid(u), u the logit (B,).
+
+        It is (a - 1 + T) log w + (b - 1 + T) log(1 - w), where log(1 - w) = log w - u.
+        """
         a, b = self.a - 1 + temperature, self.b - 1 + temperature
-        return (
-            torch.sub((a + b) * functional.logsigmoid(logit), logit, alpha=b) - self.log_normaliser
-        )
+        log_w = functional.logsigmoid(logit)
+        return torch.sub((a + b) * log_w, logit, alpha=b) - self.log_normaliser
 
 
 @lru_cache
