@@ -388,7 +388,8 @@ class MinibatchKernel(MCMCKernel):
             shortened = self._clip(
                 group, grads, 2 * bound / eta, by_row=group in self.latents.tables
             )
-        drift = torch._foreach_mul(grads, -0.5 * eta)
+        drift = grads
+        torch._foreach_mul_(drift, -0.5 * eta)
         scale = PAPER_NOISE if self.mode == "paper" else math.sqrt(eta * self.heat(group))
         if scale > 0:
             noise = self._noise(values)
@@ -399,7 +400,7 @@ class MinibatchKernel(MCMCKernel):
                     rows = speed.sqrt()
                     noise = [part * rows.view(-1, *[1] * (part.ndim - 1)) for part in noise]
             torch._foreach_add_(drift, noise, alpha=scale)
-        self.advance(group, values, list(drift), state)
+        self.advance(group, values, drift, state)
         return shortened, root
 
     def _noise(self, values: list[Tensor]) -> list[Tensor]:

@@ -200,7 +200,8 @@ class Evaluate(Messenger):
         table = self.latents.tables.get(name)
         if table is not None:
             table.index = self.index[table.plate]
-            rows = table.value[table.index].requires_grad_(torch.is_grad_enabled())
+            rows = table.value.index_select(0, table.index)
+            rows.requires_grad_(torch.is_grad_enabled())
             table.rows, table.constrained = rows, table.transform(rows)
             msg["value"] = table.constrained
         else:

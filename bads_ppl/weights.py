@@ -47,8 +47,9 @@ class _Beta(dist.Beta):
     log_normaliser: float
 
     @classmethod
-    def of(cls, a: float, b: float, device: torch.device) -> _Beta:
-        first, second = torch.tensor([a, b], device=device)
+    def of(cls, a: float, b: float, count: int, device: torch.device) -> _Beta:
+        """For `count` points."""
+        first, second = torch.tensor([[a], [b]], device=device).expand(2, count)
         made = cls(first, second, validate_args=False)
         made.a, made.b = a, b
         made.log_normaliser = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
@@ -69,10 +70,13 @@ class _Beta(dist.Beta):
         return torch.sub((a + b) * log_w, logit, alpha=b) - self.log_normaliser
 
 
-@lru_cache
-def _beta(mean: float, concentration: float, device: torch.device) -> dist.Beta:
-    """Beta(a, a (1 - mean) / mean), built once: a step neither builds it nor copies to a device."""
-    return _Beta.of(concentration, concentration * (1 - mean) / mean, device)
+@lru_cache(maxsize=8)
+def _beta(mean: float, concentration: float, count: int, device: torch.device) -> dist.Beta:
+    """Beta(a, a (1 - mean) / mean) of `count` points, built once: no step builds it or copies it.
+
+    It has the shape of the plate, so that no step expands it either.
+    """
+    return _Beta.of(concentration, concentration * (1 - mean) / mean, count, device)
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class InstanceWeights:
             raise InputError(f"the prior mean of a weight must be in (0, 1), got {self.mean}")
 
     def sample(self, train: Batch, plate: ScaledPlate, features: Tensor | None = None) -> Tensor:
-        prior = _beta(self.mean, self.concentration, train.target.device)
+        prior = _beta(self.mean, self.concentration, len(train), train.target.device)
         with plate:
             w: Tensor = pyro.sample(SITE, prior, infer={"initial": self.mean})  # type: ignore[arg-type]
         return w
