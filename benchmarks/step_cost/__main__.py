@@ -7,6 +7,7 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,30 @@ WARM_UP = 3
 """Blocks that are taken before the first round."""
 
 
-def measure(
-    problem: str, methods: Sequence[str], rounds: int, device: str
-) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
-    """The answers of each method's blocks, one a round, and of what failed the reason."""
+@dataclass
+class Found:
+    """What was measured, by method.
+
+    Attributes:
+        blocks: answers, one a round.
+        held: the most MiB of tensors that a step holds at once.
+        failed: why a method has none of these.
+    """
+
+    blocks: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    held: dict[str, float] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def measure(problem: str, methods: Sequence[str], rounds: int, device: str) -> Found:
+    """Blocks of all methods, in turns, after a warm-up."""
     processes: dict[str, StepProcess] = {}
-    failed: dict[str, str] = {}
-    blocks: dict[str, list[dict[str, Any]]] = {}
+    found = Found()
     steps = PROBLEMS[problem].steps
     try:
         for number in range(-WARM_UP, rounds):
             for method in methods:
-                if method in failed:
+                if method in found.failed:
                     continue
                 try:
                     if method not in processes:
@@ -40,14 +53,17 @@ def measure(
                         processes[method] = StepProcess(method, module, method, problem, device)
                     answer = processes[method].block(steps)
                 except WorkerError as error:
-                    failed[method] = str(error)
+                    found.failed[method] = str(error)
+                    found.blocks.pop(method, None)
                     continue
                 if number >= 0:
-                    blocks.setdefault(method, []).append(answer)
+                    found.blocks.setdefault(method, []).append(answer)
+        for method in found.blocks:
+            found.held[method] = processes[method].block(0)["held_mib"]
     finally:
         for process in processes.values():
             process.close()
-    return {name: found for name, found in blocks.items() if name not in failed}, failed
+    return found
 
 
 def ratios(blocks: Sequence[dict[str, Any]], base: Sequence[dict[str, Any]], key: str) -> list[Any]:
@@ -56,36 +72,36 @@ def ratios(blocks: Sequence[dict[str, Any]], base: Sequence[dict[str, Any]], key
     return [min(found), statistics.median(found), max(found)]
 
 
-def summary(
-    blocks: dict[str, list[dict[str, Any]]], steps: int, clock: str
-) -> dict[str, dict[str, Any]]:
+def summary(found: Found, steps: int, clock: str) -> dict[str, dict[str, Any]]:
     """By method: ms per step, ratios to `base`, MiB at the peak and over `base`'s."""
-    base = blocks[BASE]
-    peak = {name: max(answer["peak_mib"] for answer in found) for name, found in blocks.items()}
+    base = found.blocks[BASE]
+    peak = {name: max(a["peak_mib"] for a in answers) for name, answers in found.blocks.items()}
     return {
         name: {
-            "ms": 1000 * statistics.median(answer[clock] for answer in found) / steps,
-            "time": ratios(found, base, clock),
-            "wall_time": ratios(found, base, "seconds"),
+            "ms": 1000 * statistics.median(answer[clock] for answer in answers) / steps,
+            "time": ratios(answers, base, clock),
+            "wall_time": ratios(answers, base, "seconds"),
             "peak_mib": peak[name],
             "memory": peak[name] / peak[BASE],
+            "held": found.held[name] / found.held[BASE],
         }
-        for name, found in blocks.items()
+        for name, answers in found.blocks.items()
     }
 
 
 def table(found: dict[str, dict[str, Any]], failed: dict[str, str]) -> str:
     lines = [
-        "| step | ms | time over base's: min | median | max | peak MiB | over base's |",
-        "|---|---|---|---|---|---|---|",
+        "| step | ms | time over base's: min | median | max "
+        "| peak MiB | over base's | tensors over base's |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in found.items():
         low, middle, high = row["time"]
         lines.append(
             f"| {name} | {row['ms']:.2f} | {low:.2f} | {middle:.2f} | {high:.2f} "
-            f"| {row['peak_mib']:.1f} | {row['memory']:.2f} |"
+            f"| {row['peak_mib']:.1f} | {row['memory']:.2f} | {row['held']:.2f} |"
         )
-    lines += [f"| {name} | {reason} | | | | | |" for name, reason in failed.items()]
+    lines += [f"| {name} | {reason} | | | | | | |" for name, reason in failed.items()]
     return "\n".join(lines)
 
 
@@ -102,12 +118,12 @@ def main() -> None:
     methods = [BASE, *(method for method in options.method if method != BASE)]
     content: dict[str, Any] = {"arguments": sys.argv[1:], "device": str(device), "clock": clock}
     for problem in options.problem:
-        blocks, failed = measure(problem, methods, options.rounds, str(device))
+        found = measure(problem, methods, options.rounds, str(device))
         steps = PROBLEMS[problem].steps
-        found = summary(blocks, steps, clock)
-        content[problem] = {"steps": steps, "summary": found, "failed": failed, "blocks": blocks}
+        rows = summary(found, steps, clock)
+        content[problem] = {"steps": steps, "summary": rows, **asdict(found)}
         print(f"{problem}, {options.rounds} rounds of {steps} steps on {device}\n")
-        print(table(found, failed) + "\n", flush=True)
+        print(table(rows, found.failed) + "\n", flush=True)
     if options.json is not None:
         with atomic_path(options.json) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

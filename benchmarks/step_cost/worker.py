@@ -2,8 +2,8 @@
 
     python -m benchmarks.step_cost.worker METHOD PROBLEM DEVICE
 
-Answers are as `inference.reproduce.steps` gives them. Before them comes a line with
-the most bytes that tensors of a step hold at once, as torch counts them.
+Answers are as `inference.reproduce.steps` gives them. Asked for 0 steps it says how many MiB the
+tensors of a step hold at once, as torch counts them: last, since a profiler takes memory itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.step_cost import by_hand, ours, peers
 from benchmarks.step_cost.problems import PROBLEMS
-from inference.reproduce.steps import Memory, Step, take_steps
+from inference.reproduce.steps import Memory, Step, timed
 
 METHODS = [*by_hand.BY_HAND, *ours.OURS, *peers.PEERS]
 
@@ -61,7 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps({"error": f"not installed: {error}"}), flush=True)
         return
     print(json.dumps({"method": method}), flush=True)
-    take_steps(step, memory, device)
+    for line in sys.stdin:
+        count = int(line)
+        answer = timed(step, count, memory, device) if count else {"held_mib": held(step) / 2**20}
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

@@ -65,24 +65,25 @@ class Memory:
         return int(found[1]) / 2**10 - self.start if found else None
 
 
-def take_steps(step: Step, memory: Memory, device: torch.device) -> None:
-    """Take as many steps as each line of standard input says, and answer with a line of JSON.
+def timed(step: Step, count: int, memory: Memory, device: torch.device) -> dict[str, float | None]:
+    """Take steps; seconds by the clock and of this process's processor time, and peak memory."""
+    memory.reset()
+    finish(device)
+    start, processor = time.perf_counter(), time.process_time()
+    for _ in range(count):
+        step()
+    finish(device)
+    return {
+        "seconds": time.perf_counter() - start,
+        "processor_s": time.process_time() - processor,
+        "peak_mib": memory.peak(),
+    }
 
-    It has seconds by the clock, seconds of processor time of this process, and the peak of memory.
-    """
+
+def take_steps(step: Step, memory: Memory, device: torch.device) -> None:
+    """Take as many steps as each line of standard input says, and answer as `timed` does."""
     for line in sys.stdin:
-        memory.reset()
-        finish(device)
-        start, processor = time.perf_counter(), time.process_time()
-        for _ in range(int(line)):
-            step()
-        finish(device)
-        answer = {
-            "seconds": time.perf_counter() - start,
-            "processor_s": time.process_time() - processor,
-            "peak_mib": memory.peak(),
-        }
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(timed(step, int(line), memory, device)), flush=True)
 
 
 def finish(device: torch.device) -> None:
