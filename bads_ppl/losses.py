@@ -66,7 +66,7 @@ class Classes(dist.Categorical):
         return self.output.log_softmax(-1)
 
     @property
-    def _param(self) -> Tensor:
+    def _param(self) -> Tensor:  # type: ignore[override]
         logits: Tensor = self.logits
         return logits
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol
@@ -116,8 +116,10 @@ class Parts:
         In one pass over both; `apart` makes two, where their gradients are needed apart.
         """
         count = len(train)
-        needed = self.weights.needs_features
-        with capture_features(self.network, self.head) if needed else nullcontext([]) as kept:
+        wanted: AbstractContextManager[list[Tensor]] = nullcontext([])
+        if self.weights.needs_features:
+            wanted = capture_features(self.network, self.head)
+        with wanted as kept:
             if apart:
                 train_output, meta_output = network(train.input), network(meta.input)
             else:
