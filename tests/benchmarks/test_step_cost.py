@@ -45,7 +45,7 @@ def test_a_twin_draws_what_the_kernel_draws(name):
     start = [p.detach().clone() for p in networks[0].parameters()]
     kernel = ours.kernel(name, SMALL, networks[0], *SMALL.sets(CPU))
     step = by_hand.build(f"by hand: {name}", SMALL, networks[1], *SMALL.sets(CPU))
-    for _ in range(problems.WINDOW + 2):  # past a restart
+    for _ in range(3 * problems.WINDOW):  # past restarts
         kernel.step()
         step()
     pairs = zip(start, *(network.parameters() for network in networks), strict=True)
