@@ -1,4 +1,9 @@
-"""Steps of two other libraries, where they are installed (`pip install 'bads-ppl[benchmarks]'`)."""
+"""Steps of two other libraries, where they are installed.
+
+`pip install 'bads-ppl[benchmarks]'` brings posteriors. pip refuses betty-ml from 24.1 on, for how it
+names what it needs: take an older one, `pip install 'pip<24.1'`, and then
+`pip install --no-deps betty-ml`.
+"""
 
 from __future__ import annotations
 
