@@ -1,7 +1,7 @@
 """Steps of two other libraries, where they are installed.
 
-`pip install 'bads-ppl[benchmarks]'` brings posteriors. pip refuses betty-ml from 24.1 on, for how it
-names what it needs: take an older one, `pip install 'pip<24.1'`, and then
+`pip install 'bads-ppl[benchmarks]'` brings posteriors. pip from 24.1 on refuses betty-ml, for how
+it names what it needs: take an older one, `pip install 'pip<24.1'`, and then
 `pip install --no-deps betty-ml`.
 """
 
