@@ -7,6 +7,7 @@ it names what it needs: take an older one, `pip install 'pip<24.1'`, and then
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 import warnings
@@ -30,9 +31,7 @@ def posteriors_sgld(loop: Loop) -> Step:
 
     Its values are theta and all logits; it has no rows of a minibatch to move alone.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        from posteriors.sgmcmc import sgld
+    from posteriors.sgmcmc import sgld
 
     start = math.log(SPARSITY / (1 - SPARSITY))
     logit = torch.full((len(loop.train),), start, device=loop.train.device)
@@ -123,13 +122,25 @@ PEERS: dict[str, Callable[[Loop], Step]] = {
     "posteriors: SGLD": posteriors_sgld,
     "betty: one-step bi-level": betty_bilevel,
 }
+MODULES = {
+    "posteriors: SGLD": ["posteriors.sgmcmc.sgld"],
+    "betty: one-step bi-level": ["betty.engine", "betty.problems"],
+}
 
 
-def build(name: str, problem: Problem, network: nn.Module, train: Data, meta: Data) -> Step:
-    """The step of a peer.
+def load(name: str) -> None:
+    """Import what a peer is made of, so that its code does not count as memory of its steps.
 
     Raises:
         ImportError: if it is not installed.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        for module in MODULES[name]:
+            importlib.import_module(module)
+
+
+def build(name: str, problem: Problem, network: nn.Module, train: Data, meta: Data) -> Step:
+    """The step of a peer that is loaded."""
     generator = torch.Generator(device=train.device).manual_seed(problems.SEED)
     return PEERS[name](Loop(network, train, meta, problem.batches, generator))

@@ -23,7 +23,13 @@ METHODS = [*by_hand.BY_HAND, *ours.OURS, *peers.PEERS]
 
 
 def build(method: str, name: str, device: torch.device) -> Callable[[], tuple[Step, Memory]]:
-    """The data and the network now; when called the rest, with memory counted from there on."""
+    """The data and the network now; when called the rest, with memory counted from there on.
+
+    Raises:
+        ImportError: if a peer is not installed.
+    """
+    if method in peers.PEERS:
+        peers.load(method)
     problem = PROBLEMS[name]
     train, meta = problem.sets(device)
     network = problem.build(device)

@@ -97,16 +97,14 @@ def test_every_method_takes_steps_that_stay_finite(name):
 def test_a_peer_takes_steps_where_it_is_installed(name):
     if importlib.util.find_spec(name.partition(":")[0]) is None:
         pytest.skip("not installed")
+    peers.load(name)
     step = peers.build(name, SMALL, SMALL.build(CPU), *SMALL.sets(CPU))
     for _ in range(3):
         step()
 
 
 def test_a_worker_says_what_is_not_installed(monkeypatch, capsys):
-    def missing(loop):
-        raise ImportError("No module named 'betty'")
-
-    monkeypatch.setitem(peers.PEERS, "betty: one-step bi-level", missing)
+    monkeypatch.setitem(peers.MODULES, "betty: one-step bi-level", ["betty_that_is_not_there"])
     worker.main(["betty: one-step bi-level", "small", "cpu"])
     assert "not installed" in json.loads(capsys.readouterr().out)["error"]
 
