@@ -14,7 +14,7 @@ from models.resnet import ResNet
 
 SPARSITY, SCALE, SEED = 0.05, 0.5, 0
 THETA_STEP, THETA_TEMPERATURE = 1e-9, 1e-3  # of networks that nobody has trained: steep
-W_STEP, W_TEMPERATURE = 0.2, 0.2
+W_STEP, W_TEMPERATURE = 0.005, 0.2
 PHI_STEP = 1e-5
 WINDOW = 20
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from bads_ppl.errors import InputError
 from benchmarks.step_cost import by_hand, ours, peers
 from benchmarks.step_cost.problems import PROBLEMS
 from inference.reproduce.steps import Memory, Step, timed
@@ -44,8 +45,8 @@ def build(method: str, name: str, device: torch.device) -> Callable[[], tuple[St
     return start
 
 
-def held(step: Step) -> int:
-    """The most bytes of memory, above those before it, that tensors of a step hold at once."""
+def held(step: Step) -> float:
+    """The most MiB, above those before it, that tensors of a step hold at once."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
         step()
     events = run.profiler.kineto_results.events()  # type: ignore[union-attr]
@@ -53,7 +54,7 @@ def held(step: Step) -> int:
     for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
         now += event.nbytes()
         most = max(most, now)
-    return most
+    return most / 2**20
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -69,7 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(json.dumps({"method": method}), flush=True)
     for line in sys.stdin:
         count = int(line)
-        answer = timed(step, count, memory, device) if count else {"held_mib": held(step) / 2**20}
+        try:
+            answer = timed(step, count, memory, device) if count else {"held_mib": held(step)}
+        except InputError as error:  # a step size, say
+            answer = {"error": str(error)}
         print(json.dumps(answer), flush=True)
 
 

@@ -35,6 +35,7 @@ def steps_that_show(monkeypatch):
     monkeypatch.setitem(problems.PROBLEMS, "small", SMALL)
     monkeypatch.setattr(problems, "THETA_STEP", 1e-3)
     monkeypatch.setattr(problems, "PHI_STEP", 1e-3)
+    monkeypatch.setattr(problems, "W_STEP", 0.2)
 
 
 @pytest.mark.parametrize(
