@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Any
 
-import pyro
 import torch
-from pyro.poutine.scale_messenger import ScaleMessenger
+from pyro.poutine.plate_messenger import PlateMessenger
+from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -29,7 +28,7 @@ Augment = Callable[[Input, torch.Generator], Input]
 """Random views of a minibatch's inputs, of the same form, from a generator on their device."""
 
 
-class ScaledPlate:
+class ScaledPlate(PlateMessenger):
     """A plate over a whole set, subsampled to a batch's rows; a context that may be entered again.
 
     Log-probabilities inside are scaled by size / B, and by the batch's importance correction
@@ -38,25 +37,25 @@ class ScaledPlate:
     """
 
     def __init__(self, name: str, batch: Batch) -> None:
-        self._plate = pyro.plate(name, batch.size, subsample=batch.index, dim=-1)
-        self._scale = None
-        if batch.importance is not None:
-            self._scale = ScaleMessenger(scale=batch.importance)
+        where = str(batch.index.device)  # Pyro would make a tensor to find out
+        super().__init__(name, batch.size, subsample=batch.index, dim=-1, device=where)
+        self._importance = batch.importance
 
-    def __enter__(self) -> None:
-        self._plate.__enter__()
-        if self._scale is not None:
-            self._scale.__enter__()
+    def _process_message(self, msg: Any) -> None:
+        if self._importance is not None:
+            msg["scale"] = self._importance * msg["scale"]
+        shape = getattr(msg["fn"], "batch_shape", None)
+        if shape == (self.subsample_size,) and not msg["cond_indep_stack"]:
+            SubsampleMessenger._process_message(self, msg)  # it has the plate's shape already
+        else:
+            super()._process_message(msg)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        where: TracebackType | None,
-    ) -> None:
-        if self._scale is not None:
-            self._scale.__exit__(kind, error, where)
-        self._plate.__exit__(kind, error, where)
+
+def take(tree: Any, rows: Tensor) -> Any:
+    """The rows (B,) of every tensor of a tree."""
+    if isinstance(tree, Tensor):
+        return tree.index_select(0, rows)
+    return tree_map(lambda x: x.index_select(0, rows), tree)
 
 
 @dataclass(frozen=True)
@@ -257,8 +256,9 @@ class Data:
 
     def batch(self, rows: Tensor, importance: Tensor | None = None) -> Batch:
         """The batch of `rows` (B,), on the device of the data."""
-        chosen = tree_map(lambda x: x[rows], self.input)
-        return Batch(rows, chosen, self.target[rows], len(self), importance)
+        return Batch(
+            rows, take(self.input, rows), self.target.index_select(0, rows), len(self), importance
+        )
 
     def view(
         self, rows: Tensor, generator: torch.Generator, importance: Tensor | None = None

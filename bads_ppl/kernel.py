@@ -406,7 +406,8 @@ class MinibatchKernel(MCMCKernel):
             shortened = self._clip(
                 group, grads, 2 * bound / eta, by_row=group in self.latents.tables
             )
-        drift = torch._foreach_mul(grads, -0.5 * eta)
+        drift = grads
+        torch._foreach_mul_(drift, -0.5 * eta)
         scale = PAPER_NOISE if self.mode == "paper" else math.sqrt(eta * self.heat(group))
         if scale > 0:
             noise = self._noise(group, values)
@@ -417,7 +418,7 @@ class MinibatchKernel(MCMCKernel):
                     rows = speed.sqrt()
                     noise = [part * rows.view(-1, *[1] * (part.ndim - 1)) for part in noise]
             torch._foreach_add_(drift, noise, alpha=scale)
-        self.advance(group, values, list(drift), state)
+        self.advance(group, values, drift, state)
         return shortened, root
 
     @property
@@ -437,14 +438,14 @@ class MinibatchKernel(MCMCKernel):
         """
         shards = self.shards(group)
         if shards is not None:
-            parts = []
+            own = []
             for number, shape in enumerate(shards.shapes):
                 whole = torch.randn(shape, generator=self.generator, device=values[0].device)
-                parts.append(shards.part(number, whole).clone())
-            return parts
-        count = sum(value.numel() for value in values)
-        flat = torch.randn(count, generator=self.generator, device=values[0].device)
-        parts = flat.split([value.numel() for value in values])
+                own.append(shards.part(number, whole).clone())
+            return own
+        sizes = [value.numel() for value in values]
+        flat = torch.randn(sum(sizes), generator=self.generator, device=values[0].device)
+        parts = flat.split_with_sizes(sizes)
         return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
 
     def _clip(

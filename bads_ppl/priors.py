@@ -136,4 +136,4 @@ class SparsityPrior:
             spread = train.total(w)
             own = train.ranks.size * train.ranks.mean(w.sum())
             total = own + rest + (spread - spread.detach())
-        pyro.factor("sparsity", -0.5 * ((total - target) / scale) ** 2)
+        pyro.factor("sparsity", (total - target).square() * (-0.5 / scale**2))

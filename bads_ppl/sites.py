@@ -73,6 +73,7 @@ class NetworkSite:
                 f"network {name!r} is sharded, so its prior must be Normal(0, scale) with one "
                 "scale per parameter tensor: take such a prior, or parallel=data"
             )
+        self.decays_alike = self.decay is not None and len(set(self.decay)) == 1
         self.moves: list[Tensor] | None = None  # of a Revert companion: m, theta' = theta + m
         self.part: list[Tensor] = []  # of a Revert companion: the plate's share of the gradient
         self.call: Callable[..., Any] = module
@@ -104,12 +105,12 @@ class NetworkSite:
         """Gradient of the potential in each parameter, the closed-form prior included."""
         grads = self.slopes()
         if self.decay is not None:
-            values = [p.detach() for p in self.parameters]
-            if len(set(self.decay)) == 1:
-                torch._foreach_add_(grads, values, alpha=self.decay[0])
-            else:
-                for grad, value, decay in zip(grads, values, self.decay, strict=True):
-                    grad.add_(value, alpha=decay)
+            with torch.no_grad():
+                if self.decays_alike:
+                    torch._foreach_add_(grads, self.parameters, alpha=self.decay[0])
+                else:
+                    for grad, value, decay in zip(grads, self.parameters, self.decay, strict=True):
+                        grad.add_(value, alpha=decay)
         return grads
 
 

@@ -10,12 +10,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pyro.distributions import constraints
+from pyro.distributions import Unit, constraints
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import SigmoidTransform, biject_to
 
 from bads_ppl.errors import InputError
 from bads_ppl.ranks import ALONE, Ranks
@@ -198,7 +198,8 @@ class Evaluate(Messenger):
         table = self.latents.tables.get(name)
         if table is not None:
             table.index = self.index[table.plate]
-            rows = table.value[table.index].requires_grad_(torch.is_grad_enabled())
+            rows = table.value.index_select(0, table.index)
+            rows.requires_grad_(torch.is_grad_enabled())
             table.rows, table.constrained = rows, table.transform(rows)
             msg["value"] = table.constrained
         else:
@@ -213,28 +214,42 @@ class Evaluate(Messenger):
             raise Reached
         if site_is_subsample(msg) or "_deterministic" in msg["infer"]:
             return
-        log_prob = msg["fn"].log_prob(msg["value"])
+        fn = msg["fn"]
         if not msg["is_observed"]:
-            log_prob = log_prob + self._log_jacobian(name, msg["value"])
+            log_prob = self._log_density(name, fn, msg["value"])
+        else:
+            log_prob = fn.log_factor if type(fn) is Unit else fn.log_prob(msg["value"])
         self.terms[name] = log_prob.detach()
         plates = frozenset(frame.name for frame in msg["cond_indep_stack"])
-        self.add(name, scale_and_mask(log_prob, msg["scale"], msg["mask"]).sum(), plates)
+        if msg["mask"] is None and isinstance(msg["scale"], float):
+            total = log_prob.sum() if msg["scale"] == 1 else msg["scale"] * log_prob.sum()
+        else:
+            total = scale_and_mask(log_prob, msg["scale"], msg["mask"]).sum()
+        self.add(name, total, plates)
 
     def add(self, name: str, log_prob: Tensor, plates: frozenset[str]) -> None:
         self.names.append(name)
         self.log_probs.append(log_prob)
         self.plates.append(plates)
 
-    def _log_jacobian(self, name: str, value: Tensor) -> Tensor | float:
-        """T log|dx/du|: at temperature T the target is p(x)^(1/T) on the constrained scale."""
+    def _log_density(self, name: str, fn: Any, value: Tensor) -> Tensor:
+        """Log p(x) + T log|dx/du| (T: the group's): p(x)^(1/T) is the target on the scale of x.
+
+        A distribution on (0, 1) may know this sum as a function of the logit and T.
+        """
         temperature = self.latents.temperature.get(name, 1.0)
-        if temperature == 0:
-            return 0.0
         table = self.latents.tables.get(name)
         site = table if table is not None else self.latents.globals[name]
         unconstrained = table.rows if table is not None else site.value
+        fused = getattr(fn, "log_density_of_logit", None)
+        if fused is not None and isinstance(site.transform, SigmoidTransform):
+            density: Tensor = fused(unconstrained, temperature)
+            return density
+        log_prob: Tensor = fn.log_prob(value)
+        if temperature == 0:
+            return log_prob
         jacobian: Tensor = site.transform.log_abs_det_jacobian(unconstrained, value)
-        return temperature * jacobian
+        return log_prob + temperature * jacobian
 
     def _pyro_plate_sum(self, msg: Any) -> None:
         value, batch = msg["args"]
