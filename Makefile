@@ -4,7 +4,7 @@ VENV := .venv
 PYTHON ?=
 ARGS :=
 METHODS := bads,mixing,meta_only,random_select,dup_meta
-DEV := .[dev,text]
+DEV := .[dev,text,llm,sweep]
 
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready

@@ -30,9 +30,9 @@ def acceptance(
 ) -> dict[str, float]:
     """Acceptance probability in [0, 1] of one proposal per group, all else held.
 
-    Groups at temperature 0 are left out, and all groups in mode "paper" and of programs without a
-    density (companions), where there is nothing to accept with. The chain stays where it is, and
-    its own generator untouched.
+    Groups at temperature 0 and sharded networks are left out, and all groups in mode "paper" and of
+    programs without a density (companions), where there is nothing to accept with. The chain stays
+    where it is, and its own generator untouched.
 
     Args:
         kernel: a kernel after `setup`.
@@ -45,7 +45,7 @@ def acceptance(
     return {
         group: _probability(kernel, group, train, meta, generator)
         for group in kernel.schedules
-        if kernel.heat(group) > 0
+        if kernel.heat(group) > 0 and kernel.shards(group) is None
     }
 
 

@@ -2,7 +2,8 @@
 
 Each chain has a folder of its own, `chain-<k>`, with draws, metrics and one checkpoint. A chain
 that was stopped, by a signal or a crash, continues from its checkpoint; on the CPU the result is
-bit-identical to that of a run without the stop.
+bit-identical to that of a run without the stop. Where several processes run a chain together
+(`bads_ppl.ranks`), the first of them writes.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,6 +36,8 @@ from bads_ppl.kernel import MinibatchKernel
 from bads_ppl.monitors import Monitor
 from bads_ppl.plan import Plan
 from bads_ppl.program import Impact
+from bads_ppl.ranks import ALONE, Ranks
+from bads_ppl.shards import together
 from bads_ppl.snapshots import drop_snapshots, save_snapshot
 from bads_ppl.verdict import collapsed
 from bads_ppl.workers import Report, choose_workers, run_side_by_side
@@ -125,6 +128,9 @@ def run_chains(
     weights: Callable[[MinibatchKernel], Tensor] = MinibatchKernel.site_values,
     size: int | None = None,
     workers: int | None = 1,
+    table: Literal["memory", "disk"] = "memory",
+    ranks: Ranks = ALONE,
+    apart: bool = False,
 ) -> list[ChainResult]:
     """Run chains, one after the other or side by side.
 
@@ -147,16 +153,24 @@ def run_chains(
         size: N, where it is not the size of the train set.
         workers: chains at a time, each in a process of its own with one thread; None: as many as
             there are cores, where that is of use (`bads_ppl.workers`). 1: all in this process.
+        table: where local latents are held. "disk": in a file in the chain's folder, of which
+            memory holds what was looked at last; it needs the CPU. Results are the same.
+        ranks: processes that call this together, with the same arguments. They run every chain
+            together; the kernels must have the same `ranks`.
+        apart: each of them runs chains of its own instead, and each has all results in the end.
 
     Raises:
         InputError: if a folder holds draws of another run, or a checkpoint does not fit.
         Diverged: if a chain reaches a non-finite potential; its last good checkpoint stays.
         Stopped: after SIGINT or SIGTERM, once a checkpoint is written.
+        RanksError: if one of the processes ends or holds another state.
     """
     if chains < 1:
         raise InputError(f"chains must be at least 1, got {chains}")
     if seed < 0:
         raise InputError(f"seed must be 0 or more, got {seed}")
+    if table not in ("memory", "disk"):
+        raise InputError(f"table must be 'memory' or 'disk', got {table!r}")
     about = {
         "settings": settings or {},
         **(facts or {}),
@@ -166,15 +180,20 @@ def run_chains(
         "train": fingerprint(train),
         "meta": fingerprint(meta),
     }
-    hidden = None if progress is None else not progress
-    count = choose_workers(workers, chains, train.device)
+    hidden = True if not ranks.first else None if progress is None else not progress
+    count = choose_workers(workers, chains, train.device) if ranks.alone else 1
+    if not ranks.alone and workers not in (None, 1):
+        raise InputError(f"workers must be 1 in a run of {ranks.size} processes, got {workers}")
     with (
         catch_signals() as stop,
         tqdm(total=chains * plan.steps, disable=hidden, unit="step") as bar,
     ):
         show = None if bar.disable else _Progress(bar, target)
         runner = _Runner(
-            make, train, meta, plan, about, resume, weights, size or len(train), target, show, stop
+            *(make, train, meta, plan, about, resume, weights, size or len(train), target, table),
+            show=show,
+            stop=stop,
+            ranks=ALONE if apart else ranks,
         )
         folders = [folder / f"chain-{chain}" for chain in range(chains)]
         if count > 1:
@@ -188,6 +207,13 @@ def run_chains(
             if stop:
                 raise Stopped(stop[0])
             runner = replace(runner, resume=True, show=None)  # takes up what the workers ended
+        elif apart and not ranks.alone:
+            runner.check_new(folders)
+            ranks.wait()
+            for chain in range(ranks.rank, chains, ranks.size):
+                runner.run(folders[chain], chain, seed)
+            ranks.wait()
+            runner = replace(runner, resume=True, show=None, writes=ranks.first)
         return [runner.run(folders[chain], chain, seed) for chain in range(chains)]
 
 
@@ -222,8 +248,11 @@ class _Runner:
     weights: Callable[[MinibatchKernel], Tensor]
     size: int
     target: float | None
+    table: str
     show: Report | None
     stop: list[int]
+    ranks: Ranks
+    writes: bool = True
 
     def check_new(self, folders: Sequence[Path]) -> None:
         """Refuse folders that hold a chain, unless it is to be resumed."""
@@ -242,25 +271,38 @@ class _Runner:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(global_seed(seed, chain))
             kernel, monitor = self.make(chain, generator)
+            kernel.folder = folder if self.table == "disk" else kernel.folder
+            if kernel.ranks != self.ranks:
+                raise InputError(
+                    f"a kernel of {kernel.ranks.size} processes cannot run in a chain of "
+                    f"{self.ranks.size}: give both the same ranks"
+                )
             kernel.setup(self.plan.first, self.train, self.meta)
             state = _ChainState(
                 folder / CHECKPOINT, {**self.about, "chain": chain}, kernel, monitor
             )
             if state.path.exists():
                 state.load(self.plan.steps)
-            drop_snapshots(folder, after=state.draws)
+            kernel.check_together()
             complete = kernel.steps >= self.plan.steps
-            with DrawWriter(folder, self.size, keep=state.draws) as writer:
+            with ExitStack() as stack:
+                writer = None
+                if self.ranks.first and self.writes:
+                    drop_snapshots(folder, after=state.draws)
+                    writer = stack.enter_context(DrawWriter(folder, self.size, keep=state.draws))
                 self._loop(chain, state, writer)
-        with atomic_path(folder / METRICS) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in state.metrics))
+        if writer is not None:
+            with atomic_path(folder / METRICS) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in state.metrics))
+        self.ranks.wait()
+        kernel.ranks = ALONE  # what is asked of it from here on, one process may ask
         if not complete:  # else it is only read back
             log.info("chain %d: %d draws, %.1f s", chain, state.draws, state.seconds)
         draws = read_draws(folder, state.draws)
         return ChainResult(draws, kernel, monitor, state.metrics, state.seconds)
 
-    def _loop(self, chain: int, state: _ChainState, writer: DrawWriter) -> None:
-        kernel, monitor, plan = state.kernel, state.monitor, self.plan
+    def _loop(self, chain: int, state: _ChainState, writer: DrawWriter | None) -> None:
+        kernel, monitor, plan, draws = state.kernel, state.monitor, self.plan, state.draws
         start, saved = time.monotonic() - state.seconds, time.monotonic()
         draw_at = set(plan.draw_steps(kernel.draws_at))
         snapshots = plan.snapshot_draws(len(draw_at))
@@ -271,25 +313,35 @@ class _Runner:
             burnt_in = step > plan.first
             if step in draw_at:
                 w = self.weights(kernel).detach().cpu().numpy()
-                writer.append(w, monitor.on_draw(kernel) | {"step": float(step)})
-                if writer.count in snapshots:
-                    save_snapshot(writer.folder, writer.count, kernel.latents.networks)
+                values = monitor.on_draw(kernel) | {"step": float(step)}
+                draws += 1
+                if writer is not None:
+                    writer.append(w, values)
+                if draws in snapshots and (writer is not None or kernel.sharded):
+                    target = None if writer is None else writer.folder
+                    save_snapshot(target, draws, kernel.latents.networks)
             if step % plan.evaluation_steps == 0 or last:
                 row = kernel.report() | monitor.on_evaluate(kernel, burnt_in=burnt_in)
                 state.metrics.append({"chain": chain, "step": step, **row})
                 warned = warned or self._warn_of_collapse(chain, kernel)
             if step % plan.check_every == 0 or last:
                 kernel.check_finite()
+                report = {} if self.show is None and self.ranks.alone else kernel.report()
                 if self.show is not None:
-                    self.show(chain, step, kernel.report())
+                    self.show(chain, step, report)
             now = time.monotonic()
-            if self.stop or last or now - saved > plan.checkpoint_seconds:
+            late = self.ranks.first and now - saved > plan.checkpoint_seconds
+            signum, due = self.ranks.most(self.stop[0] if self.stop else 0, int(late))
+            if signum or last or due:
                 kernel.check_finite()
-                writer.flush()
-                state.draws, state.seconds, saved = writer.count, now - start, now
-                state.save()
-            if self.stop:
-                raise Stopped(self.stop[0])
+                kernel.check_together()
+                state.draws, state.seconds, saved = draws, now - start, now
+                if writer is not None:
+                    writer.flush()
+                if writer is not None or kernel.sharded:
+                    state.save(write=writer is not None)
+            if signum:
+                raise Stopped(signum)
 
     def _warn_of_collapse(self, chain: int, kernel: MinibatchKernel) -> bool:
         """Whether all weights are at one end; says so, as they seldom return (trap 3)."""
@@ -317,12 +369,13 @@ class _ChainState:
     seconds: float = 0.0
     metrics: list[dict[str, Any]] = field(default_factory=list)
 
-    def save(self) -> None:
+    def save(self, *, write: bool) -> None:
         tensors = {f"kernel/{k}": v for k, v in self.kernel.state_dict().items()}
-        tensors |= {f"monitor/{k}": v for k, v in self.monitor.state_dict().items()}
+        tensors |= {f"monitor/{k}": together(v) for k, v in self.monitor.state_dict().items()}
         tensors["global_generator"] = torch.get_rng_state()
         progress = {"draws": self.draws, "seconds": self.seconds, "metrics": self.metrics}
-        save_checkpoint(self.path, tensors, {**self.about, **progress})
+        if write:
+            save_checkpoint(self.path, tensors, {**self.about, **progress})
 
     def load(self, steps: int) -> None:
         tensors, saved = load_checkpoint(self.path)

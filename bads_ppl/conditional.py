@@ -46,20 +46,20 @@ class Conditional:
         """Everything as it was on leaving, the totals to the last bit."""
         sums = self.latents.sums.values()
         totals = [one.total.clone() for one in sums]
-        before = [(value, value.detach().clone()) for value in self._all()]
+        before = self.values()
         try:
             yield
         finally:
             with torch.no_grad():
-                for value, was in before:
-                    value.copy_(was)
+                if self.table is not None:
+                    self.table.value[self.table.index] = before[0]
+                else:
+                    torch._foreach_copy_(self._all(), before)
                 for one, total in zip(sums, totals, strict=True):
                     one.total.copy_(total)
             self.latents.zero_grad()
 
     def _all(self) -> list[Tensor]:
-        if self.table is not None:
-            return [self.table.value]
         network = self.latents.networks.get(self.group)
         return network.parameters if network else [self.latents.globals[self.group].value]
 

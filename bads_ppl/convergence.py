@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,15 +64,16 @@ def estimate(chains: Sequence[NDArray[np.floating]]) -> Estimates:
     """
     draws, size = chains[0].shape
     step = max(1, _PIECE // (len(chains) * draws))
-    pieces = []
-    for first in range(0, max(size, 1), _READ * step):
+    kinds = {field.name: np.float64 for field in fields(Estimates)} | {"still": np.bool_}
+    found: dict[str, Any] = {name: np.empty(size, dtype=kind) for name, kind in kinds.items()}
+    for first in range(0, size, _READ * step):
         read = [np.array(chain[:, first : first + _READ * step]) for chain in chains]
-        for start in range(0, max(read[0].shape[1], 1), step):
+        for start in range(0, read[0].shape[1], step):
             block = [one[:, start : start + step].T for one in read]
-            pieces.append(_estimate(np.stack(block, axis=1).astype(np.float64, order="C")))
-    return Estimates(
-        *(np.concatenate([getattr(p, f.name) for p in pieces]) for f in fields(Estimates))
-    )
+            piece = _estimate(np.stack(block, axis=1).astype(np.float64, order="C"))
+            for name, values in found.items():
+                values[first + start : first + start + step] = getattr(piece, name)
+    return Estimates(**found)
 
 
 def _estimate(x: Array) -> Estimates:

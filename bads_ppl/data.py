@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Any
 
-import pyro
 import torch
-from pyro.poutine.scale_messenger import ScaleMessenger
+from pyro.poutine.plate_messenger import PlateMessenger
+from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from bads_ppl.errors import InputError
+from bads_ppl.ranks import ALONE, Ranks
 
 Input = Any
 """One tensor, or a dict, list or tuple of tensors that share their first dimension."""
@@ -28,7 +28,7 @@ Augment = Callable[[Input, torch.Generator], Input]
 """Random views of a minibatch's inputs, of the same form, from a generator on their device."""
 
 
-class ScaledPlate:
+class ScaledPlate(PlateMessenger):
     """A plate over a whole set, subsampled to a batch's rows; a context that may be entered again.
 
     Log-probabilities inside are scaled by size / B, and by the batch's importance correction
@@ -37,25 +37,25 @@ class ScaledPlate:
     """
 
     def __init__(self, name: str, batch: Batch) -> None:
-        self._plate = pyro.plate(name, batch.size, subsample=batch.index, dim=-1)
-        self._scale = None
-        if batch.importance is not None:
-            self._scale = ScaleMessenger(scale=batch.importance)
+        where = str(batch.index.device)  # Pyro would make a tensor to find out
+        super().__init__(name, batch.size, subsample=batch.index, dim=-1, device=where)
+        self._importance = batch.importance
 
-    def __enter__(self) -> None:
-        self._plate.__enter__()
-        if self._scale is not None:
-            self._scale.__enter__()
+    def _process_message(self, msg: Any) -> None:
+        if self._importance is not None:
+            msg["scale"] = self._importance * msg["scale"]
+        shape = getattr(msg["fn"], "batch_shape", None)
+        if shape == (self.subsample_size,) and not msg["cond_indep_stack"]:
+            SubsampleMessenger._process_message(self, msg)  # it has the plate's shape already
+        else:
+            super()._process_message(msg)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        where: TracebackType | None,
-    ) -> None:
-        if self._scale is not None:
-            self._scale.__exit__(kind, error, where)
-        self._plate.__exit__(kind, error, where)
+
+def take(tree: Any, rows: Tensor) -> Any:
+    """The rows (B,) of every tensor of a tree."""
+    if isinstance(tree, Tensor):
+        return tree.index_select(0, rows)
+    return tree_map(lambda x: x.index_select(0, rows), tree)
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,8 @@ class Batch:
         size: number of points in the whole set.
         importance: (B,) correction 1 / (size * q_i) where row i was drawn with probability q_i,
             or None where all rows were equally likely.
+        ranks: the processes that have the other rows of the step's batch.
+        parent: the step's batch, where these rows are this process's share of it.
     """
 
     index: Tensor
@@ -76,6 +78,8 @@ class Batch:
     target: Tensor
     size: int
     importance: Tensor | None = None
+    ranks: Ranks = ALONE
+    parent: Batch | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -84,12 +88,34 @@ class Batch:
         """The plate over the whole set, of which these rows are the subsample."""
         return ScaledPlate(name, self)
 
+    @property
+    def whole(self) -> Batch:
+        """The step's batch, of which other processes may have a share."""
+        return self if self.parent is None else self.parent
+
+    def shared(self, ranks: Ranks) -> Batch:
+        """This process's share of the batch."""
+        if ranks.alone:
+            return self
+        importance = None if self.importance is None else ranks.share(self.importance)
+        input = tree_map(ranks.share, self.input)
+        index, target = ranks.share(self.index), ranks.share(self.target)
+        return Batch(index, input, target, self.size, importance, ranks, self)
+
     def keep(self, places: Tensor) -> Batch:
         """The rows at `places` (k,) of this batch, each of which counts as it does here.
 
         The plate scales k rows by size / k; the correction k / B makes that size / B again, so that
         log-probabilities are those of this batch with weight 1 for these rows and 0 for the others.
+
+        Raises:
+            InputError: if other processes have a share of the batch: nobody sees all rows.
         """
+        if not self.ranks.alone:
+            raise InputError(
+                f"rows are chosen within a batch, and {self.ranks.size} processes have a share of "
+                "it each: run this program in one process"
+            )
         share = torch.full((len(places),), len(places) / len(self), device=self.index.device)
         if self.importance is not None:
             share = share * self.importance[places]
@@ -97,10 +123,14 @@ class Batch:
         return Batch(self.index[places], input, self.target[places], self.size, share)
 
     def total(self, value: Tensor) -> Tensor:
-        """Unbiased estimate () of the sum of a per-point value (B,) over the whole set."""
+        """Unbiased estimate () of the sum of a per-point value (B,) over the whole set.
+
+        Where other processes have a share of the batch, it is that of the batch as a whole, with
+        the derivative of this share alone: the mean over the processes is the batch's.
+        """
         if self.importance is not None:
             value = value * self.importance
-        return value.sum() * (self.size / len(self))
+        return self.ranks.whole(value.sum() * (self.size / len(self)))
 
 
 class Data:
@@ -226,8 +256,9 @@ class Data:
 
     def batch(self, rows: Tensor, importance: Tensor | None = None) -> Batch:
         """The batch of `rows` (B,), on the device of the data."""
-        chosen = tree_map(lambda x: x[rows], self.input)
-        return Batch(rows, chosen, self.target[rows], len(self), importance)
+        return Batch(
+            rows, take(self.input, rows), self.target.index_select(0, rows), len(self), importance
+        )
 
     def view(
         self, rows: Tensor, generator: torch.Generator, importance: Tensor | None = None

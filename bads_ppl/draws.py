@@ -139,7 +139,7 @@ class DrawWriter:
                 path.write_text(json.dumps({"size": self.size, "names": self._names}))
         row = np.array([values[name] for name in self._names], dtype="<f8")
         with self._writing():
-            self._files[0].write(np.ascontiguousarray(w, dtype="<f4").tobytes())
+            self._files[0].write(np.ascontiguousarray(w, dtype="<f4").data)
             self._files[1].write(row.tobytes())
         self.count += 1
 

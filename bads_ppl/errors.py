@@ -11,3 +11,7 @@ class Unstable(InputError):
 
 class Diverged(RuntimeError):
     """A chain reached a non-finite potential; the message says which step sizes to try."""
+
+
+class RanksError(RuntimeError):
+    """The processes of one run came apart: one of them ended, or their states differ."""

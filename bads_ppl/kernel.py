@@ -1,14 +1,8 @@
 """What every stochastic-gradient kernel shares: data, groups of sites, minibatches, checkpoints.
 
 A step draws a minibatch of each plate, takes the gradient of the potential U in all latents, and
-moves group after group (networks, other global latents, the batch's rows of local latents):
-
-    drift <- -eta / 2 * G grad U + sqrt(eta T) G^(1/2) xi,    xi ~ Normal(0, 1)
-
-A sampler says what G is (`precondition`) and how the values follow the drift (`advance`), and
-nothing else: `bads_ppl.sgld` is the smallest. U is minus the log joint, a sum over the data. Local
-latents of a subsampled plate move when their row is in the batch: each visited row takes a step of
-its own exact conditional, so a step costs O(B).
+moves group after group (`bads_ppl.moves`): networks, other global latents, the batch's rows of
+local latents. U is minus the log joint, a sum over the data.
 """
 
 from __future__ import annotations
@@ -17,32 +11,29 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from bads_ppl.adaptation import Adaptation
-from bads_ppl.data import Batch, Data
-from bads_ppl.errors import Diverged, InputError
+from bads_ppl.data import Data
+from bads_ppl.errors import Diverged, InputError, RanksError
 from bads_ppl.latents import Latents
 from bads_ppl.minibatches import ImportanceMinibatches, UniformMinibatches, check_batch_size
+from bads_ppl.moves import Moves
 from bads_ppl.primitives import Revert
 from bads_ppl.program import Program
+from bads_ppl.ranks import ALONE, Ranks
 from bads_ppl.schedules import Schedule, by_group
-from bads_ppl.sites import Repeats, first_occurrence
+from bads_ppl.shards import Shards
+from bads_ppl.sites import first_occurrence
 from bads_ppl.stiffness import check_stiffness
 from bads_ppl.weights import SITE
 
-PAPER_NOISE = 1e-5
-"""Standard deviation of the noise in mode "paper", whatever the step size."""
 
-State = dict[str, list[Tensor]]
-"""What a sampler keeps for a group, by name: lists of tensors shaped like the group's values."""
-
-
-class MinibatchKernel(MCMCKernel):
+class MinibatchKernel(Moves):
     """Samples all latent sites of a program from minibatches; the samplers' common part.
 
     Runs in `pyro.infer.MCMC(kernel, ...).run(train, meta)` and in `bads_ppl.chains`.
@@ -80,7 +71,10 @@ class MinibatchKernel(MCMCKernel):
             Metropolis-adjusted acceptance rate on the minibatch comes near this value; frozen
             afterwards. None: step sizes stay as given.
         thinning: steps per draw, warm-up draws too, when run by `pyro.infer.MCMC`.
+        folder: for files that hold local latents in place of memory (`bads_ppl.sites.new_table`).
         generator: source of data order and noise, on the device of the data.
+        ranks: the processes that run this chain together, each on a share of every batch; all of
+            them need the same program, data and generator (`bads_ppl.ranks`).
 
     Raises:
         InputError: for values outside of the ranges above.
@@ -102,6 +96,8 @@ class MinibatchKernel(MCMCKernel):
         local_steps: int = 1,
         target_acceptance: float | None = None,
         thinning: int = 1,
+        folder: Path | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         for value in temperature.values() if isinstance(temperature, Mapping) else [temperature]:
             if not (math.isfinite(value) and value >= 0):
@@ -135,44 +131,11 @@ class MinibatchKernel(MCMCKernel):
         self.local_steps = local_steps
         self.target_acceptance = target_acceptance
         self.thinning = thinning
+        self.folder = folder
         self.generator = generator
+        self.ranks = ranks
         self.steps = 0
         self._process = os.getpid()
-
-    # what a sampler adds
-
-    def init(self, group: str, values: list[Tensor]) -> State:
-        """State to keep for a group of these values; rows of a table keep theirs."""
-        return {}
-
-    def precondition(
-        self, group: str, grads: list[Tensor], state: State, speed: Tensor | None
-    ) -> list[Tensor] | None:
-        """Multiply `grads` by G in place; returns G^(1/2) for the noise, None where G is 1.
-
-        `speed` (B,) is the factor that rows' gradients carry: importance correction and repeats.
-        """
-        return None
-
-    def advance(self, group: str, values: list[Tensor], drift: list[Tensor], state: State) -> None:
-        """Move `values` in place along a drift that has its noise already."""
-        torch._foreach_add_(values, drift)
-
-    def end_warmup(self) -> None:
-        """Called once, after the last step of warm-up: what was adapted is frozen."""
-
-    def rate(self, group: str) -> float:
-        """Eta of this step."""
-        return self.schedules[group](self.steps) * self.adaptation.factor(group)
-
-    def langevin_rate(self, group: str) -> float:
-        """The step of SGLD that has the bias and the limit of stability of this step's eta."""
-        return self.rate(group)
-
-    def heat(self, group: str) -> float:
-        """T of this step."""
-        temperature: float = self.temperatures[group]
-        return temperature
 
     def draws_at(self, step: int) -> bool:
         """Whether the state after `step` steps (from 1) may be a draw."""
@@ -184,8 +147,8 @@ class MinibatchKernel(MCMCKernel):
         """Find the program's sites and start the minibatches; args are the train and meta `Data`.
 
         Raises:
-            InputError: if the arguments are not two `Data`, a batch is larger than its set, or a
-                group has no step size.
+            InputError: if the arguments are not two `Data`, a batch is larger than its set or not
+                a multiple of the number of processes, or a group has no step size.
         """
         if len(args) != 2 or kwargs or not all(isinstance(a, Data) for a in args):
             raise InputError(
@@ -201,9 +164,11 @@ class MinibatchKernel(MCMCKernel):
         meta_batch = min(50, len(self.meta)) if self.meta_batch is None else self.meta_batch
         check_batch_size(train_batch, len(self.train), "train")
         check_batch_size(meta_batch, len(self.meta), "meta")
+        self.ranks.check_share(train_batch, "train")
+        self.ranks.check_share(meta_batch, "meta")
         rows = [torch.arange(n, device=self.train.device) for n in (train_batch, meta_batch)]
         self.latents = Latents.find(
-            self.program, self.train.batch(rows[0]), self.meta.batch(rows[1])
+            self.program, self.train.batch(rows[0]), self.meta.batch(rows[1]), self.folder
         )
         groups = self.latents.groups()
         self.schedules = by_group(self.step_size, groups)
@@ -254,6 +219,11 @@ class MinibatchKernel(MCMCKernel):
                 "target_acceptance needs a program with a density, and this one has a companion "
                 "network or changes with the steps: use model=joint, or leave target_acceptance out"
             )
+        if self.sharded:
+            raise InputError(
+                "target_acceptance cannot adapt the step of a sharded network: leave it out, or "
+                "take parallel=data"
+            )
 
     def _values(self, group: str) -> list[Tensor]:
         """All values of a group, of a table every row."""
@@ -291,8 +261,8 @@ class MinibatchKernel(MCMCKernel):
         if self.steps == 0:
             check_stiffness(self)
         rows = self.train_rows.next()
-        train = self.train.view(rows.index, self.generator, rows.importance)
-        meta = self.meta.view(self.meta_rows.next().index, self.generator)
+        train = self.train.view(rows.index, self.generator, rows.importance).shared(self.ranks)
+        meta = self.meta.view(self.meta_rows.next().index, self.generator).shared(self.ranks)
         latents = self.latents
         repeats = None if rows.distinct else first_occurrence(rows.index)
         held = None
@@ -301,131 +271,22 @@ class MinibatchKernel(MCMCKernel):
             for _ in range(self.local_steps - 1):
                 latents.backward_rows(train, meta, held)
                 with torch.no_grad():
-                    self._move_tables(train, repeats)
+                    self._move_tables(train.whole, repeats)
         self.potential = latents.backward(train, meta, held)
         with torch.no_grad():
             self._move_networks()
             for name, site in latents.globals.items():
                 assert site.value.grad is not None
                 self._move(name, [site.value], [site.value.grad], self.states[name])
-            self._move_tables(train, repeats)
+            self._move_tables(train.whole, repeats)
         self.steps += 1
         for name, other in latents.finish_step(self.steps, repeats):
             for key, kept in self.states[other].items():
                 torch._foreach_copy_(self.states[name][key], kept)
         if self.steps <= self.warmup_steps:
-            self.adaptation.update(self, train, meta)
+            self.adaptation.update(self, train.whole, meta.whole)
             if self.steps == self.warmup_steps:
                 self.end_warmup()
-
-    def _move_networks(self) -> None:
-        """Move every network that is no Revert companion, and the moves that those take back."""
-        networks = self.latents.networks
-        scales = {
-            name: self._move(name, network.parameters, network.gradients(), self.states[name])
-            for name, network in networks.items()
-            if network.moves is None
-        }
-        for network in networks.values():
-            if isinstance(network.companion, Revert) and network.moves is not None:
-                other = network.companion.network
-                shortened, root = scales[other]
-                torch._foreach_mul_(network.moves, 1 - 1 / network.companion.window)
-                torch._foreach_mul_(network.part, shortened)
-                if root is not None:
-                    torch._foreach_mul_(network.part, [part**2 for part in root])
-                torch._foreach_add_(network.moves, network.part, alpha=0.5 * self.rate(other))
-
-    def _move_tables(self, train: Batch, repeats: Repeats | None) -> None:
-        """Move the batch's rows of every table, each once.
-
-        A train row drawn with probability q_i occurs B q_i times in a batch on average, and each
-        occurrence has the correction c_i = 1 / (N q_i). A row that occurs k times makes one step of
-        size k c_i eta, so that its mean speed, eta B / N, does not depend on q_i, nor by way of
-        q_i on w, even where rows occur more than once.
-        """
-        for name, table in self.latents.tables.items():
-            assert table.rows is not None and table.rows.grad is not None
-            assert table.index is not None
-            # The plate scaled the row's own terms to the whole set; the row is one point.
-            grad = table.rows.grad * (len(table.index) / len(table.value))
-            new = table.rows.detach()
-            ours = table.index is train.index  # else a local latent of the meta plate
-            found = repeats if ours else None
-            speed = train.importance if ours else None
-            if found is not None and speed is not None:
-                times = 1 / found[1]
-                speed = speed * times
-                grad = grad * times.view(-1, *[1] * (grad.ndim - 1))
-            state = {
-                key: [whole[table.index] for whole in kept]
-                for key, kept in self.states[name].items()
-            }
-            self._move(name, [new], [grad], state, speed)
-            for key, kept in self.states[name].items():  # of a row that occurs twice the first
-                for whole, part in zip(kept, state[key], strict=True):
-                    whole[table.index] = part if found is None else part[found[0]]
-            self.latents.move_rows(name, new, found)
-
-    def _move(
-        self,
-        group: str,
-        values: list[Tensor],
-        grads: list[Tensor],
-        state: State,
-        speed: Tensor | None = None,
-    ) -> tuple[Tensor | float, list[Tensor] | None]:
-        """One group's move, in place; `speed` (B,) multiplies eta row by row.
-
-        Gradients of rows carry that factor already.
-        Returns the factor by which a clip shortened the drift of a network, at most 1, and G^(1/2).
-        """
-        root = self.precondition(group, grads, state, speed)
-        eta = self.rate(group)
-        bound = self.clips[group]
-        shortened: Tensor | float = 1.0
-        if bound is not None:
-            shortened = self._clip(
-                group, grads, 2 * bound / eta, by_row=group in self.latents.tables
-            )
-        drift = torch._foreach_mul(grads, -0.5 * eta)
-        scale = PAPER_NOISE if self.mode == "paper" else math.sqrt(eta * self.heat(group))
-        if scale > 0:
-            noise = self._noise(values)
-            if self.mode == "calibrated":
-                if root is not None:
-                    torch._foreach_mul_(noise, root)
-                if speed is not None:
-                    rows = speed.sqrt()
-                    noise = [part * rows.view(-1, *[1] * (part.ndim - 1)) for part in noise]
-            torch._foreach_add_(drift, noise, alpha=scale)
-        self.advance(group, values, list(drift), state)
-        return shortened, root
-
-    def _noise(self, values: list[Tensor]) -> list[Tensor]:
-        """Standard normal numbers shaped like the values, in one draw."""
-        count = sum(value.numel() for value in values)
-        flat = torch.randn(count, generator=self.generator, device=values[0].device)
-        parts = flat.split([value.numel() for value in values])
-        return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
-
-    def _clip(
-        self, group: str, grads: list[Tensor], bound: float, *, by_row: bool
-    ) -> Tensor | float:
-        """Bound the gradients in place; see `_move`. Counts how often, after warm-up."""
-        shortened: Tensor | float = 1.0
-        if by_row:
-            (grad,) = grads
-            acted = (grad.abs() > bound).to(grad.dtype).mean()
-            grad.clamp_(-bound, bound)
-        else:
-            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-            acted = norm > bound
-            shortened = (bound / (norm + 1e-12)).clamp(max=1.0)
-            torch._foreach_mul_(grads, shortened)
-        if self.steps >= self.warmup_steps:
-            self.clipped[group] += acted
-        return shortened
 
     # what the outside sees
 
@@ -435,9 +296,10 @@ class MinibatchKernel(MCMCKernel):
         Raises:
             Diverged: with the step sizes in use and those to try.
         """
-        state = [self.potential] + [table.value.sum() for table in self.latents.tables.values()]
+        state = [self.potential] + [table.damage for table in self.latents.tables.values()]
         state += [p.sum() for site in self.latents.networks.values() for p in site.parameters]
-        if bool(torch.stack([x.detach().double().cpu() for x in state]).isfinite().all()):
+        finite = bool(torch.stack([x.detach().double().cpu() for x in state]).isfinite().all())
+        if not self.ranks.most(int(not finite))[0]:
             return
         now = {group: self.rate(group) for group in self.schedules}
         used = ", ".join(f"{group}={eta:.2g}" for group, eta in now.items())
@@ -447,14 +309,37 @@ class MinibatchKernel(MCMCKernel):
             f"sizes {used}. Try smaller ones: {tries}"
         )
 
+    def check_together(self) -> None:
+        """Refuse to go on where the processes that run the chain have come apart.
+
+        Raises:
+            RanksError: with what differs between them.
+        """
+        state = dict(self.latents.tensors()) | dict(self._state_tensors())
+        parts = {name.removeprefix("latents/") for name, _, _ in self._shared_out()}
+        state = {name: tensor for name, tensor in state.items() if name not in parts}
+        apart = self.ranks.apart(state | {"generator": self.generator.get_state()})
+        if apart:
+            raise RanksError(
+                f"the processes' states differ at step {self.steps}, in {', '.join(apart[:3])}, "
+                "and must be equal to the last bit: give them equal devices and the same versions, "
+                "data and settings, and networks without state of their own. resume=true "
+                "continues from the last checkpoint"
+            )
+
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on, beside the settings and the data."""
+        """Everything that the next step depends on, beside the settings and the data.
+
+        Networks that are shared out between processes are put together; all must ask.
+        """
         state = {f"latents/{k}": v for k, v in self.latents.state_dict().items()}
         state |= {f"train_rows/{k}": v for k, v in self.train_rows.state_dict().items()}
         state |= {f"meta_rows/{k}": v for k, v in self.meta_rows.state_dict().items()}
         state |= {f"clipped/{k}": v for k, v in self.clipped.items()}
         state |= {f"adaptation/{k}": v for k, v in self.adaptation.state_dict().items()}
         state |= dict(self._state_tensors())
+        for name, shards, number in self._shared_out():
+            state[name] = shards.whole(number, state[name]).cpu()
         return state | {
             "generator": self.generator.get_state(),
             "steps": torch.tensor(self.steps),
@@ -475,6 +360,11 @@ class MinibatchKernel(MCMCKernel):
                 "with the sampler of the first run, or start anew in another run_dir"
             )
 
+        state = dict(state)
+        for name, shards, number in self._shared_out():
+            if name in state and state[name].shape == shards.shapes[number]:
+                state[name] = shards.part(number, state[name])
+
         def part(prefix: str) -> dict[str, Tensor]:
             start = len(prefix) + 1
             return {k[start:]: v for k, v in state.items() if k.startswith(prefix + "/")}
@@ -490,6 +380,18 @@ class MinibatchKernel(MCMCKernel):
             tensor.copy_(state[name])
         self.steps = self.latents.steps = int(state["steps"])
 
+    def _shared_out(self) -> Iterator[tuple[str, Shards, int]]:
+        """Names in the state of what is shared out, how, and the number of the parameter."""
+        for group, network in self.latents.networks.items():
+            if network.shards is None:
+                continue
+            for number, parameter in enumerate(network.names):
+                yield f"latents/network/{group}/{parameter}", network.shards, number
+                if network.moves is not None:
+                    yield f"latents/moves/{group}/{parameter}", network.shards, number
+                for key in self.states.get(group, {}):
+                    yield f"state/{group}/{key}/{number}", network.shards, number
+
     def _state_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The sampler's own state, by name."""
         for group, state in self.states.items():
@@ -500,15 +402,20 @@ class MinibatchKernel(MCMCKernel):
     def site_values(self, site: str = SITE, chunk: int = 2048) -> Tensor:
         """Values (N_t,) of a per-point site for all train points, constrained.
 
-        A table is read; a computed site (a weight network's "w") is evaluated in chunks.
+        A table is read; a computed site (a weight network's "w") is evaluated in chunks, of which
+        every process takes its share.
         """
         table = self.latents.tables.get(site)
         if table is not None:
             return table.values()
         meta = self.meta.batch(torch.arange(1, device=self.meta.device))
-        return torch.cat(
-            [self.latents.values(site, batch, meta) for batch in self.train.batches(chunk)]
-        )
+        count = -(-len(self.train) // self.ranks.size) * self.ranks.size  # as many for each process
+        rows = torch.arange(count, device=self.train.device).clamp_(max=len(self.train) - 1)
+        found = [
+            self.latents.values(site, self.train.batch(part), meta)
+            for part in self.ranks.share(rows).split(chunk)
+        ]
+        return self.ranks.gather(torch.cat(found))[: len(self.train)]
 
     # pyro.infer.MCMC
 
@@ -553,19 +460,13 @@ class MinibatchKernel(MCMCKernel):
 
         "weighted_train_loss" is the mean of rho w l over the batch as drawn.
         """
-        report: dict[str, float] = {}
+        shown = {"meta_target": "meta_loss", "train_loss": "weighted_train_loss"}
         terms = self.latents.terms
-        if "meta_target" in terms:
-            report["meta_loss"] = -float(terms["meta_target"].mean())
-        if "train_loss" in terms:
-            report["weighted_train_loss"] = -float(terms["train_loss"].mean())
-        table = self.latents.tables.get(SITE)
-        if table is not None:
-            report["mean_w"] = float(table.values().mean())
-        else:
-            for plate_sum in self.latents.sums.values():
-                report["mean_w"] = float(plate_sum.total) / len(self.train)
-        return report
+        means = {name: terms[term].mean() for term, name in shown.items() if term in terms}
+        self.ranks.mean_(list(means.values()))
+        report = {name: -float(mean) for name, mean in means.items()}
+        total = self.latents.total(SITE)
+        return report if total is None else report | {"mean_w": float(total) / len(self.train)}
 
     @property
     def evidence(self) -> str:

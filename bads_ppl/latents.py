@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pyro
 import torch
@@ -43,7 +44,7 @@ class Latents:
         program: the program.
         train: a batch to find the sites with.
         meta: likewise.
-        generator: draws the initial values of global latents that have no `initial`.
+        folder: for files that hold tables of local latents; None: memory holds them.
     """
 
     program: Program
@@ -56,9 +57,12 @@ class Latents:
     temperature: Mapping[str, float] = field(default_factory=dict)
     steps: int = 0
     changes: bool = False  # the program asks for the number of steps
+    folder: Path | None = None
 
     @classmethod
-    def find(cls, program: Program, train: Batch, meta: Batch) -> Latents:
+    def find(
+        cls, program: Program, train: Batch, meta: Batch, folder: Path | None = None
+    ) -> Latents:
         """Run the program once on two batches and set up its sites.
 
         Global and local latents start at `infer={"initial": value}` (constrained) where the site
@@ -68,7 +72,7 @@ class Latents:
             InputError: if a site is discrete, a network has nothing to sample, or there is no
                 latent at all.
         """
-        latents = cls(program)
+        latents = cls(program, folder=folder)
         with torch.no_grad(), pyro.validation_enabled(False), Find(latents):
             program(train, meta)
         if not (latents.networks or latents.globals or latents.tables):
@@ -97,7 +101,8 @@ class Latents:
         return found | dict.fromkeys([*self.globals, *self.tables])
 
     def _evaluate(self, train: Batch, meta: Batch, held: Outputs | None = None) -> Evaluate:
-        with pyro.validation_enabled(False), Evaluate(self, replay=held) as run:
+        look = Evaluate(self, replay=held, ranks=train.ranks)
+        with pyro.validation_enabled(False), look as run:
             self.program(train, meta)
         for network in self.networks.values():
             if network.decay is None and network.moves is None:
@@ -125,7 +130,8 @@ class Latents:
 
     def outputs(self, train: Batch, meta: Batch) -> Outputs:
         """The networks' outputs for a batch, with their graph, for `backward_rows`, `backward`."""
-        with pyro.validation_enabled(False), Evaluate(self, hold=True) as run:
+        look = Evaluate(self, hold=True, ranks=train.ranks)
+        with pyro.validation_enabled(False), look as run:
             self.program(train, meta)
         return run.held
 
@@ -133,7 +139,8 @@ class Latents:
         """Gradients of `potential` in all latents; returns its value (), detached.
 
         Companions that take back the moves due to a plate get that plate's share of the gradient.
-        Networks are not called again where their outputs are given.
+        Networks are not called again where their outputs are given. Where several processes have a
+        share of the batches, all is of the batches as a whole, in each of them.
         """
         self.zero_grad()
         run = self._evaluate(train, meta, held)
@@ -141,7 +148,7 @@ class Latents:
         if not reverts:
             potential = -torch.stack(run.log_probs).sum()
             potential.backward()
-            return potential.detach()
+            return self._joined(potential.detach(), train, meta)
         (site,) = reverts
         assert isinstance(site.companion, Revert)
         inside = [site.companion.plate in plates for plates in run.plates]
@@ -149,20 +156,50 @@ class Latents:
         part = -torch.stack([term for term, i in pairs if i]).sum()
         rest = -torch.stack([term for term, i in pairs if not i]).sum()
         part.backward(retain_graph=True)  # a program may share one forward pass
-        accompanied = self.networks[site.companion.network].parameters
-        site.part = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in accompanied]
+        site.part = [x.clone() for x in self.networks[site.companion.network].slopes()]
         rest.backward()
-        return (part + rest).detach()
+        return self._joined((part + rest).detach(), train, meta)
+
+    def _joined(self, potential: Tensor, train: Batch, meta: Batch) -> Tensor:
+        """The mean potential () over processes; gradients and statistics become means, too."""
+        if train.ranks.alone:
+            return potential
+        potential = potential.clone()
+        every = [potential] + [
+            one.pending for one in self.means.values() if one.pending is not None
+        ]
+        leaves: list[Tensor] = []
+        for network in self.networks.values():
+            every += network.statistics()
+            if network.shards is None:  # else they are means already
+                every += network.part
+                leaves += [] if network.moves is not None else network.parameters
+        for leaf in leaves + [site.value for site in self.globals.values()]:
+            if leaf.grad is None:
+                leaf.grad = torch.zeros_like(leaf)
+            every.append(leaf.grad)
+        train.ranks.mean_(every)
+        self._join_rows(train, meta)
+        return potential
+
+    def _join_rows(self, train: Batch, meta: Batch) -> None:
+        if train.ranks.alone:
+            return
+        for table in self.tables.values():
+            if table.rows is not None:
+                table.share_moves(train, meta)
 
     def backward_rows(self, train: Batch, meta: Batch, held: Outputs) -> None:
         """Gradients in the batch's rows of tables, given the networks' outputs."""
         held = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, held)
-        with pyro.validation_enabled(False), Evaluate(self, replay=held) as run:
+        look = Evaluate(self, replay=held, ranks=train.ranks)
+        with pyro.validation_enabled(False), look as run:
             self.program(train, meta)
         rows = [table.rows for table in self.tables.values() if table.rows is not None]
         grads = torch.autograd.grad(-torch.stack(run.log_probs).sum(), rows)
         for row, grad in zip(rows, grads, strict=True):
             row.grad = grad
+        self._join_rows(train, meta)
 
     @contextmanager
     def still(self) -> Iterator[None]:
@@ -213,9 +250,16 @@ class Latents:
             raise InputError(f"the program has no site {site!r}")
         return run.kept
 
+    def total(self, site: str) -> Tensor | None:
+        """Sum () over a local site's plate; of a computed one that of a `plate_sum`, if any."""
+        table = self.tables.get(site)
+        totals = {one.table: one.total for one in self.sums.values()}
+        total = totals.get(site if table else None)
+        return table.total() if table and total is None else total
+
     def zero_grad(self) -> None:
         for network in self.networks.values():
-            for parameter in network.parameters:
+            for parameter in network.leaves:
                 parameter.grad = None
         for site in self.globals.values():
             site.value.grad = None

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as functional
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
+from torch.distributions import Distribution
+from torch.distributions.utils import lazy_property
 
 Loss = Callable[[Any, Tensor], Tensor]
 """Maps outputs (B, ...) and targets (B, ...) to one loss per example, shape (B,)."""
@@ -48,8 +50,38 @@ class LossDistribution(TorchDistribution):
         return -self.loss(self.output, value)
 
 
+class Classes(dist.Categorical):
+    """The Categorical of logits (B, C), whose log-probability of classes (B,) is one fused call.
+
+    Logits are normalised when something else asks for them.
+    """
+
+    def __init__(self, output: Tensor) -> None:
+        self.output = output
+        self._num_events = output.shape[-1]
+        Distribution.__init__(self, output.shape[:-1], validate_args=False)
+
+    @lazy_property
+    def logits(self) -> Tensor:
+        return self.output.log_softmax(-1)
+
+    @property
+    def _param(self) -> Tensor:  # type: ignore[override]
+        logits: Tensor = self.logits
+        return logits
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Classes:
+        return Classes(self.output.expand(*batch_shape, self._num_events))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if value.dtype == torch.long and value.shape == self.batch_shape and value.ndim == 1:
+            return -cross_entropy(self.output, value)
+        log_prob: Tensor = super().log_prob(value)  # type: ignore[no-untyped-call]
+        return log_prob
+
+
 def observe(loss: Loss, output: Any, batch_size: int) -> TorchDistribution:
     """The distribution of the meta targets given the network's output for them."""
     if loss is cross_entropy:
-        return dist.Categorical(logits=output, validate_args=False)
+        return Classes(output)
     return LossDistribution(output, loss, batch_size)

@@ -14,6 +14,10 @@ import torch
 from torch import Tensor
 
 from bads_ppl.errors import InputError
+from bads_ppl.sites import pieces
+
+LARGE = 2**16
+"""Points above which the rows of a whole pass are too many to draw ahead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,7 @@ class UniformMinibatches:
 
     def _shuffle(self) -> None:
         self.block_start = self.generator.get_state()
+        self.order = None  # makes room for the next
         kind = torch.int32 if self.size < 2**31 else torch.int64  # 4 bytes a point
         self.order = torch.randperm(
             self.size, generator=self.generator, device=self.generator.device, dtype=kind
@@ -134,14 +139,15 @@ class ImportanceMinibatches:
     Row i has probability q_i = 0.5 / N + 0.5 w_i / sum(w), and its terms are multiplied by
     1 / (N q_i) <= 2 (the balance heuristic of multiple importance sampling, Veach 1995). The
     probabilities are those of w at the start of a block of steps, so that drawing costs O(B) a
-    step; the correction uses the same ones and stays exact.
+    step; the correction uses the same ones and stays exact. The rows of a block take 12 bytes each.
 
     Args:
         size: N.
         batch_size: B, at least 2.
         generator: source of randomness, on the device of the weights.
-        weights: returns the current weights (N,), non-negative.
-        block: steps between looks at the weights; default one pass, N / B, but 50 at least.
+        weights: returns the current weights (M,) of some rows, non-negative.
+        block: steps between looks at the weights; default one pass, N / B, but 50 at least, and of
+            sets above `LARGE` a sixteenth of a pass, but the rows of that many points at least.
     """
 
     def __init__(
@@ -149,7 +155,7 @@ class ImportanceMinibatches:
         size: int,
         batch_size: int,
         generator: torch.Generator,
-        weights: Callable[[], Tensor],
+        weights: Callable[[slice], Tensor],
         block: int | None = None,
     ) -> None:
         if batch_size < 2:
@@ -160,31 +166,64 @@ class ImportanceMinibatches:
         self.batch_size = batch_size
         self.generator = generator
         self.weights = weights
-        self.block = block if block is not None else max(50, size // batch_size)
+        rows = size if size <= LARGE else max(LARGE, size // 16)
+        self.block = block if block is not None else max(50, rows // batch_size)
         self.position = 0
         self.index: Tensor | None = None
         self.importance: Tensor | None = None
 
     def _draw(self) -> None:
-        half = self.batch_size // 2
-        device = self.generator.device
-        weights = self.weights().double()
-        cumulative = weights.cumsum(0)
-        total = cumulative[-1]
+        self.index = self.importance = None  # makes room for the next
+        half, device = self.batch_size // 2, self.generator.device
+        sums = [torch.zeros(1, dtype=torch.float64, device=device)]  # of w before each piece
+        for piece in pieces(self.size):
+            sums.append(self._cumulative(piece, sums[-1])[1][-1:].clone())
+        total = sums[-1]
         height = torch.rand(
             (self.block, half), generator=self.generator, device=device, dtype=torch.float64
         )
-        drawn = torch.searchsorted(cumulative, height * total).clamp_(max=self.size - 1)
         uniform = torch.randint(
             self.size, (self.block, self.batch_size - half), generator=self.generator, device=device
         )
-        self.index = torch.cat([uniform, drawn], dim=1)
+        # In order, so that each piece of w has its part of them.
+        height, to_drawn = height.mul_(total).flatten().sort()
+        uniform, to_uniform = uniform.flatten().sort()
+        drawn = torch.empty_like(to_drawn)
+        of_drawn, of_uniform = (
+            torch.empty_like(height),
+            torch.empty_like(uniform, dtype=total.dtype),
+        )
+        first = [0, 0]
+        for piece, before, upto in zip(pieces(self.size), sums, sums[1:], strict=False):
+            weights, cumulative = self._cumulative(piece, before)
+            ends = [len(height), len(uniform)]
+            if piece.stop < self.size:
+                ends[0] = int(torch.searchsorted(height, upto, right=True))
+                ends[1] = int(torch.searchsorted(uniform, piece.stop))
+            part, other = (slice(*bounds) for bounds in zip(first, ends, strict=True))
+            found = torch.searchsorted(cumulative, height[part]).clamp_(max=len(weights) - 1)
+            drawn[part], of_drawn[part] = found + piece.start, weights[found]
+            of_uniform[other] = weights[uniform[other] - piece.start]
+            first = ends
+
+        def joined(of_uniform: Tensor, of_drawn: Tensor) -> Tensor:
+            """What is known of the rows (block, B), as they were before they were sorted."""
+            parts = [(of_uniform, to_uniform), (of_drawn, to_drawn)]
+            each = [torch.empty_like(x).scatter_(0, order, x) for x, order in parts]
+            return torch.cat([x.view(self.block, -1) for x in each], dim=1)
+
+        index, chance = joined(uniform, drawn), joined(of_uniform, of_drawn)
         share = half / self.batch_size
-        chance = (1 - share) + share * self.size * weights[self.index] / total  # N q_i
-        self.importance = (1 / chance).float()
+        chance.mul_(share * self.size).div_(total).add_(1 - share)  # N q_i
+        self.index, self.importance = index, chance.reciprocal_().float()
+
+    def _cumulative(self, piece: slice, before: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights (M,) of a piece, and the sum (M,) up to each; `before` (1,) is that before it."""
+        weights = self.weights(piece).double()
+        return weights, torch.cat([before, weights]).cumsum(0)[1:]
 
     def next(self) -> Rows:
-        if self.index is None or self.position == self.block:
+        if self.index is None or self.position == len(self.index):
             self._draw()
             self.position = 0
         assert self.index is not None and self.importance is not None

@@ -12,6 +12,7 @@ from bads_ppl.acceptance import acceptance
 from bads_ppl.data import Data
 from bads_ppl.kernel import MinibatchKernel
 from bads_ppl.losses import Loss
+from bads_ppl.shards import together
 from bads_ppl.sites import evaluation_mode
 
 
@@ -73,7 +74,7 @@ class ThetaMonitor:
                 named[f"{name}_loss"] = self.loss(self.network(batch.input), batch.target).mean()
         for name, parameter in self.network.named_parameters():
             if parameter.requires_grad:
-                named[f"norm.{name}"] = torch.linalg.vector_norm(parameter)
+                named[f"norm.{name}"] = together(torch.linalg.vector_norm(parameter))
         values = torch.stack([value.cpu().double() for value in named.values()])
         return dict(zip(named, values.tolist(), strict=True))
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from bads_ppl.errors import InputError
-from bads_ppl.kernel import MinibatchKernel, State
+from bads_ppl.kernel import MinibatchKernel
+from bads_ppl.moves import State
 
 
 class PreconditionedSGLD(MinibatchKernel):
@@ -66,16 +67,20 @@ class PreconditionedSGLD(MinibatchKernel):
                 share = (1 / (visits + 1)).clamp_(min=1 - self.decay)
                 square.add_((grad**2 - square) * share)
                 visits.add_(1)
-            state["root"] = self._roots(state["square"])
+            state["root"] = self._roots(group, state["square"])
         root = state["root"]
         for grad, part in zip(grads, root, strict=True):
             grad.mul_(part**2)
         return root
 
-    def _roots(self, squares: list[Tensor]) -> list[Tensor]:
+    def _roots(self, group: str, squares: list[Tensor]) -> list[Tensor]:
         sizes = [square.sqrt() for square in squares]
         count = sum(size.numel() for size in sizes)
-        mean = torch.stack([size.sum() for size in sizes]).sum() / count + 1e-30
+        total = torch.stack([size.sum() for size in sizes]).sum()
+        shards = self.shards(group)
+        if shards is not None:
+            total, count = shards.total(total), sum(shape.numel() for shape in shards.shapes)
+        mean = total / count + 1e-30
         return [((1 + self.floor) * mean / (self.floor * mean + size)).sqrt() for size in sizes]
 
     def end_warmup(self) -> None:
@@ -85,5 +90,5 @@ class PreconditionedSGLD(MinibatchKernel):
                 ((square,), (visits,)) = squares, state["visits"]
                 mean = square.sum() / (visits > 0).sum().clamp(min=1)
                 squares = [torch.where(visits > 0, square, mean)]
-            for root, new in zip(state["root"], self._roots(squares), strict=True):
+            for root, new in zip(state["root"], self._roots(group, squares), strict=True):
                 root.copy_(new)

@@ -131,8 +131,9 @@ class SparsityPrior:
         else:
             # The batch's mean, corrected where rows were not drawn uniformly.
             mean = running_mean("mean_weight", train.total(w) / train.size, window=10)
-            rest = (train.size - len(train)) * mean
+            rest = (train.size - len(train.whole)) * mean
             # The value is (9); the derivative is the plate's, as everywhere (docs/conventions.md).
             spread = train.total(w)
-            total = w.sum().detach() + rest + (spread - spread.detach())
-        pyro.factor("sparsity", -0.5 * ((total - target) / scale) ** 2)
+            own = train.ranks.size * train.ranks.mean(w.sum())
+            total = own + rest + (spread - spread.detach())
+        pyro.factor("sparsity", (total - target).square() * (-0.5 / scale**2))

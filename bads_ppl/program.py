@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol
@@ -116,16 +116,15 @@ class Parts:
         In one pass over both; `apart` makes two, where their gradients are needed apart.
         """
         count = len(train)
-        with ExitStack() as stack:
-            kept: list[Tensor] = []
-            if self.weights.needs_features:
-                kept = stack.enter_context(capture_features(self.network, self.head))
+        wanted: AbstractContextManager[list[Tensor]] = nullcontext([])
+        if self.weights.needs_features:
+            wanted = capture_features(self.network, self.head)
+        with wanted as kept:
             if apart:
                 train_output, meta_output = network(train.input), network(meta.input)
             else:
                 output = network(join(train.input, meta.input))
-                train_output = tree_map(lambda x: x[:count], output)
-                meta_output = tree_map(lambda x: x[count:], output)
+                train_output, meta_output = split(output, count)
         train_loss = self.loss(train_output, train.target)
         return Forward(train_loss, meta_output, kept[0][:count] if kept else None)
 
@@ -135,14 +134,16 @@ class Parts:
         Its derivative is -rho_theta^t w dl/dtheta for theta and -rho_w^t l for w.
         """
         if self.impact.train == self.impact.weight:
-            return -self.impact.train * w * loss
+            return (w * loss) * -self.impact.train
         for_theta = w.detach() * loss
         for_w = (w - w.detach()) * loss.detach()
         return -self.impact.train * for_theta - self.impact.weight * for_w
 
     def observe_meta(self, output: Any, meta: Batch) -> None:
         """The meta targets observed, in plate "meta" (3)."""
-        with poutine.scale(scale=self.impact.meta), meta.plate("meta"):
+        impact = self.impact.meta
+        scaled: Any = nullcontext() if impact == 1 else poutine.scale(scale=impact)
+        with scaled, meta.plate("meta"):
             pyro.sample("meta_target", observe(self.loss, output, len(meta)), obs=meta.target)
 
 
@@ -157,6 +158,9 @@ def join(first: Any, second: Any) -> Any:
     Raises:
         InputError: if the trees or the leaves' other dimensions differ.
     """
+    tensors = isinstance(first, Tensor) and isinstance(second, Tensor)
+    if tensors and first.shape[1:] == second.shape[1:]:
+        return torch.cat((first, second))
     leaves, form = tree_flatten(first)
     others, other_form = tree_flatten(second)
     if form != other_form or any(
@@ -167,6 +171,13 @@ def join(first: Any, second: Any) -> Any:
             f"{[tuple(x.shape[1:]) for x in leaves]} and {[tuple(x.shape[1:]) for x in others]}"
         )
     return form.unflatten([torch.cat(pair) for pair in zip(leaves, others, strict=True)])
+
+
+def split(tree: Any, count: int) -> tuple[Any, Any]:
+    """The first `count` rows of every tensor of a tree, and the others: undoes `join`."""
+    if isinstance(tree, Tensor):
+        return tree[:count], tree[count:]
+    return tree_map(lambda x: x[:count], tree), tree_map(lambda x: x[count:], tree)
 
 
 @contextmanager

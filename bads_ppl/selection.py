@@ -26,20 +26,21 @@ from torch.utils.data import WeightedRandomSampler
 
 from bads_ppl.atomic import atomic_path
 from bads_ppl.errors import InputError
+from bads_ppl.moments import moments
 
 FORMAT = "bads-ppl selection 1"
 
 _METADATA = b"bads_ppl"
 _TABLE = {
-    "mean": np.float64,
-    "sd": np.float64,
-    "probability": np.float64,
-    "rank_low": np.int64,
-    "rank_high": np.int64,
+    "mean": np.float32,
+    "sd": np.float32,
+    "probability": np.float32,
+    "rank_low": np.int32,
+    "rank_high": np.int32,
 }
 _RESERVED = ("id", "position", *_TABLE)
 _IN_MEMORY = 64 * 2**20
-"""Bytes of ranks above which they go to a temporary file, and bytes that are read in one piece."""
+"""Bytes of ranks above which they go to a temporary file, and that are read in one piece."""
 
 
 class Point(NamedTuple):
@@ -66,9 +67,9 @@ class Selection:
         mean: (K,) posterior mean of the weight, in [0, 1].
         sd: (K,) posterior standard deviation; 0 for fixed weights.
         probability: (K,) share of draws with a weight above 0.5, in [0, 1].
-        rank_low: (K,) int64, lower end of the interval of ranks; rank 1 has the highest weight of
+        rank_low: (K,) int32, lower end of the interval of ranks; rank 1 has the highest weight of
             a draw. Points with equal weights share a range of ranks, and the interval covers it.
-        rank_high: (K,) int64, its upper end, rank_low to N.
+        rank_high: (K,) int32, its upper end, rank_low to N.
         chains: number of chains.
         draws: number of draws, of all chains together.
         interval: probability that the interval of ranks covers, in (0, 1).
@@ -87,11 +88,11 @@ class Selection:
     """
 
     ids: NDArray[np.int64]
-    mean: NDArray[np.float64]
-    sd: NDArray[np.float64]
-    probability: NDArray[np.float64]
-    rank_low: NDArray[np.int64]
-    rank_high: NDArray[np.int64]
+    mean: NDArray[np.float32]
+    sd: NDArray[np.float32]
+    probability: NDArray[np.float32]
+    rank_low: NDArray[np.int32]
+    rank_high: NDArray[np.int32]
     chains: int
     draws: int
     interval: float = 0.9
@@ -170,7 +171,7 @@ class Selection:
         _check_chains(chains, ids)
         if not 0 < interval < 1:
             raise InputError(f"interval must be in (0, 1), got {interval} (90 % is 0.9)")
-        mean, sd, probability = _moments(chains, ids)
+        mean, sd, probability = moments(chains, ids)
         rank_low, rank_high = _rank_intervals(chains, interval, scratch)
         given = {name: np.asarray(values) for name, values in (columns or {}).items()}
         count = sum(len(chain) for chain in chains)
@@ -310,7 +311,7 @@ class Selection:
         if len(self) != self.size:
             parts[0] += f" of {self.size:,}"
         if len(self):
-            total = float(self.mean.sum())
+            total = float(self.mean.sum(dtype=np.float64))
             parts.append(f"total weight {total:,.4g}, mean {total / len(self):.3g}")
         origin = f"{self.chains} chain{'s' * (self.chains != 1)}, "
         origin += f"{self.draws:,} draw{'s' * (self.draws != 1)}, {self.evidence}"
@@ -459,38 +460,6 @@ def _check_chains(chains: Sequence[NDArray[Any]], ids: NDArray[np.int64]) -> Non
         raise InputError("a selection must have at least one point, got no ids: give the train set")
 
 
-def _moments(
-    chains: Sequence[NDArray[Any]], ids: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Mean, sd and share above 0.5, each (N,), over the draws of all chains."""
-    size = len(ids)
-    rows = max(1, _IN_MEMORY // (8 * size))
-    origin = chains[0][0].astype(np.float64)  # sums of departures from a draw do not cancel
-    first, second, above = np.zeros(size), np.zeros(size), np.zeros(size)
-    for number, chain in enumerate(chains):
-        for start in range(0, len(chain), rows):
-            block = np.asarray(chain[start : start + rows])
-            _check_finite(block, number, start, ids)
-            above += (block > 0.5).sum(axis=0)
-            block = block - origin
-            first += block.sum(axis=0)
-            second += np.einsum("dn,dn->n", block, block)
-    count = sum(len(chain) for chain in chains)
-    spread = np.maximum(second - first**2 / count, 0) / max(count - 1, 1)
-    return origin + first / count, np.sqrt(spread), above / count
-
-
-def _check_finite(block: NDArray[Any], chain: int, start: int, ids: NDArray[np.int64]) -> None:
-    finite = np.isfinite(block)
-    if finite.all():
-        return
-    draw, point = np.argwhere(~finite)[0]
-    raise InputError(
-        f"draws must be finite, got {block[draw, point]} for id {ids[point]} in draw "
-        f"{start + draw} of chain {chain}: the chain diverged; run it with smaller steps"
-    )
-
-
 def ranks(weights: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Lowest and highest rank (N,) that each of the weights (N,) shares; rank 1 is the highest."""
     order = np.argsort(-weights, kind="stable")
@@ -507,7 +476,7 @@ def ranks(weights: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
 
 def _rank_intervals(
     chains: Sequence[NDArray[Any]], interval: float, scratch: Path | None
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Ends (N,) of the central interval of each point's ranks over all draws."""
     size, count = chains[0].shape[1], sum(len(chain) for chain in chains)
     tail = (1 - interval) / 2
@@ -515,13 +484,14 @@ def _rank_intervals(
     # The margin keeps a rank where rounding would miss it: (1 - 0.9) / 2 is below 0.05.
     first = int(np.floor(tail * (count - 1) + 1e-9))
     last = count - 1 - first
-    result = np.empty((2, size), dtype=np.int64)
+    result = np.empty((2, size), dtype=np.int32)
     with _rank_table(chains, count, size, scratch) as table:
         step = max(1, _IN_MEMORY // (4 * count))
         for start in range(0, size, step):
             part = slice(start, start + step)
             result[0, part] = np.partition(table[:, 0, part], first, axis=0)[first]
             result[1, part] = np.partition(table[:, 1, part], last, axis=0)[last]
+    result.flags.writeable = False
     return result[0], result[1]
 
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from bads_ppl.errors import InputError
-from bads_ppl.kernel import MinibatchKernel, State
+from bads_ppl.kernel import MinibatchKernel
+from bads_ppl.moves import State
 
 
 class SGHMC(MinibatchKernel):

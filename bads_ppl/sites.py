@@ -9,21 +9,44 @@ Everything here is on the unconstrained scale unless it says otherwise.
 
 from __future__ import annotations
 
+import errno
+import math
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from pyro.distributions import Independent, Normal
 from torch import Tensor, nn
 
+from bads_ppl.atomic import write_error
+from bads_ppl.data import Batch
 from bads_ppl.errors import InputError
 from bads_ppl.primitives import Restart, Revert
+from bads_ppl.shards import own, shards_of
+
+PIECE = 2**18
+"""Rows of a table that are looked at in one go: whole tables may be larger than memory."""
+
+
+def pieces(size: int) -> Iterator[slice]:
+    """Rows 0 to size - 1 in order, `PIECE` at a time."""
+    return (slice(start, min(start + PIECE, size)) for start in range(0, size, PIECE))
+
+
+def total_dtype(device: torch.device) -> torch.dtype:
+    """In which sums over whole sets are kept."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 class NetworkSite:
-    """The trainable parameters of one module, all in one group, with their priors."""
+    """The trainable parameters of one module, all in one group, with their priors.
+
+    Where the module is sharded (`bads_ppl.shards`), `parameters` are this process's parts of them.
+    """
 
     def __init__(
         self, name: str, module: nn.Module, prior: Any, companion: Restart | Revert | None
@@ -38,11 +61,19 @@ class NetworkSite:
                 "sample: unfreeze some of its parameters"
             )
         self.names = [n for n, _ in named]
-        self.parameters: list[Tensor] = [p for _, p in named]
-        self.priors = [prior(n, p) for n, p in named]
+        self.leaves: list[Tensor] = [p for _, p in named]
+        self.shards = shards_of(module, self.leaves)
+        self.parameters = self.leaves if self.shards is None else [own(p) for p in self.leaves]
+        self.priors = [prior(n, p) for n, p in zip(self.names, self.parameters, strict=True)]
         # The score of a zero-mean Gaussian with one scale is theta / scale^2: no autograd needed.
         scales = [zero_mean_scale(prior) for prior in self.priors]
         self.decay = None if None in scales else [1 / s**2 for s in scales if s is not None]
+        if self.decay is None and self.shards is not None:
+            raise InputError(
+                f"network {name!r} is sharded, so its prior must be Normal(0, scale) with one "
+                "scale per parameter tensor: take such a prior, or parallel=data"
+            )
+        self.decays_alike = self.decay is not None and len(set(self.decay)) == 1
         self.moves: list[Tensor] | None = None  # of a Revert companion: m, theta' = theta + m
         self.part: list[Tensor] = []  # of a Revert companion: the plate's share of the gradient
         self.call: Callable[..., Any] = module
@@ -54,18 +85,32 @@ class NetworkSite:
     def log_prior(self) -> Tensor:
         """Log p(theta), () with its graph."""
         terms = [q.log_prob(p) for q, p in zip(self.priors, self.parameters, strict=True)]
-        return torch.stack([term.sum() for term in terms]).sum()
+        total = torch.stack([term.sum() for term in terms]).sum()
+        return total if self.shards is None else self.shards.total(total)
+
+    def slopes(self) -> list[Tensor]:
+        """What the backward passes left in each parameter, zeros where that is nothing."""
+        found = zip(self.leaves, self.parameters, strict=True)
+        return [torch.zeros_like(p) if leaf.grad is None else own(leaf.grad) for leaf, p in found]
+
+    def statistics(self) -> list[Tensor]:
+        """Running statistics of the module's normalisation layers; the live ones."""
+        layers = [
+            one for one in self.module.modules() if isinstance(one, nn.modules.batchnorm._NormBase)
+        ]
+        pairs = [(layer.running_mean, layer.running_var) for layer in layers]
+        return [value for pair in pairs for value in pair if value is not None]
 
     def gradients(self) -> list[Tensor]:
         """Gradient of the potential in each parameter, the closed-form prior included."""
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        grads = self.slopes()
         if self.decay is not None:
-            values = [p.detach() for p in self.parameters]
-            if len(set(self.decay)) == 1:
-                torch._foreach_add_(grads, values, alpha=self.decay[0])
-            else:
-                for grad, value, decay in zip(grads, values, self.decay, strict=True):
-                    grad.add_(value, alpha=decay)
+            with torch.no_grad():
+                if self.decays_alike:
+                    torch._foreach_add_(grads, self.parameters, alpha=self.decay[0])
+                else:
+                    for grad, value, decay in zip(grads, self.parameters, self.decay, strict=True):
+                        grad.add_(value, alpha=decay)
         return grads
 
 
@@ -96,14 +141,84 @@ class Table:
     plate: str
     value: Tensor  # (N, ...), unconstrained
     transform: Any
+    damage: Tensor  # () 0 while all values that rows moved to were finite, NaN ever after
     rows: Tensor | None = None  # leaf (B, ...): the rows of the batch in hand
     constrained: Tensor | None = None  # the same rows as the program saw them
     index: Tensor | None = None  # (B,)
 
-    def values(self) -> Tensor:
-        """All rows (N, ...) on the constrained scale."""
-        result: Tensor = self.transform(self.value)
+    def share_moves(self, *batches: Batch) -> None:
+        """Put the rows of the whole batch in the place of this process's share, with gradients.
+
+        Gradients are those of the mean over the processes. Plates that are there as a whole are so
+        in every process.
+
+        Raises:
+            InputError: if the rows are those of no batch and not all rows.
+        """
+        assert self.rows is not None and self.rows.grad is not None and self.index is not None
+        grad, ranks = self.rows.grad, batches[0].ranks
+        batch = next((one for one in batches if one.index is self.index), None)
+        if batch is not None:
+            grad, self.index = ranks.gather(grad) / ranks.size, batch.whole.index
+        elif len(self.index) == len(self.value):
+            ranks.mean_([grad])
+        else:
+            raise InputError(
+                f"plate {self.plate!r} has {len(self.index)} of {len(self.value)} rows, which are "
+                "those of neither batch: several processes cannot share them; run in one process"
+            )
+        self.rows = self.value[self.index]
+        self.rows.grad, self.constrained = grad, self.transform(self.rows)
+
+    def values(self, rows: slice = slice(None)) -> Tensor:
+        """Some rows (M, ...), default all, on the constrained scale."""
+        value = self.value[rows]
+        if len(value) <= PIECE:
+            result: Tensor = self.transform(value)
+            return result
+        result = value.new_empty(self.transform.forward_shape(value.shape))
+        for part in pieces(len(value)):  # a transform makes copies of what it is given
+            result[part] = self.transform(value[part])
         return result
+
+    def total(self) -> Tensor:
+        """Sum () over all rows on the constrained scale."""
+        dtype = total_dtype(self.value.device)
+        parts = [self.values(rows).sum(dtype=dtype) for rows in pieces(len(self.value))]
+        return torch.stack(parts).sum()
+
+
+def new_table(size: int, row: Tensor, folder: Path | None) -> Tensor:
+    """A table (size, ...) of rows that are all `row`.
+
+    Args:
+        size: N.
+        row: (...) what each row starts as.
+        folder: folder for a file that holds the table, of which memory holds what was looked at
+            last. It has no name and lives as long as the table does. None: in memory.
+
+    Raises:
+        InputError: if there is a folder, and the row is on an accelerator or not float32.
+        OSError: if the disk has no room for it.
+    """
+    shape = (size, *row.shape)
+    if folder is None:
+        return row.expand(shape).clone()
+    if row.device.type != "cpu" or row.dtype != torch.float32:
+        raise InputError(
+            f"a table on disk must be of float32 values on the CPU, got {row.dtype} on "
+            f"{row.device.type}: use table=memory, or device=cpu"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    try:  # written, not through the map: where the disk is full, that would kill the process
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".table-") as file:
+            for part in pieces(size):
+                rows = row.expand(part.stop - part.start, *row.shape)
+                file.write(rows.contiguous().numpy().data)
+            file.flush()
+            return torch.from_file(file.name, shared=True, size=math.prod(shape)).view(shape)
+    except OSError as failure:
+        raise write_error(failure.errno or errno.EIO, folder) from failure
 
 
 @dataclass

@@ -19,18 +19,24 @@ from bads_ppl.atomic import atomic_path
 from bads_ppl.data import Data
 from bads_ppl.errors import InputError
 from bads_ppl.program import capture_features
+from bads_ppl.shards import together
 from bads_ppl.sites import NetworkSite, evaluation_mode
 from bads_ppl.weights import WeightNetwork
 
 
-def save_snapshot(folder: Path, draw: int, networks: dict[str, NetworkSite]) -> None:
-    """Write the parameters and buffers of a chain's networks, companions left out."""
+def save_snapshot(folder: Path | None, draw: int, networks: dict[str, NetworkSite]) -> None:
+    """Write the parameters and buffers of a chain's networks, companions left out.
+
+    Without a folder nothing is written: a sharded network is put together by all processes.
+    """
     tensors = {
-        f"{name}/{key}": value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        f"{name}/{key}": together(value.detach()).cpu().clone(memory_format=torch.contiguous_format)
         for name, site in networks.items()
         if site.companion is None
         for key, value in site.module.state_dict().items()
     }
+    if folder is None:
+        return
     with atomic_path(folder / f"snapshot-{draw:06d}.safetensors") as path:
         save_file(tensors, path)
 

@@ -35,13 +35,15 @@ def check_stiffness(kernel: MinibatchKernel) -> None:
 
     Local and other global latents are refused beyond the stable step, or ten times of it where a
     clip bounds them; networks without a clip beyond three times of it (they find flatter places).
+    Networks that are sharded between processes are not looked at.
 
     Raises:
         Unstable: with the curvature, the step size and the largest that works.
     """
     for group in kernel.schedules:
         network = kernel.latents.networks.get(group)
-        if network is not None and (kernel.clips[group] is not None or network.companion):
+        skipped = kernel.clips[group] is not None or kernel.shards(group) is not None
+        if network is not None and (skipped or network.companion):
             continue
         found = curvature(kernel, group)
         eta = kernel.rate(group)

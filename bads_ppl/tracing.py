@@ -10,14 +10,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pyro.distributions import constraints
+from pyro.distributions import Unit, constraints
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import SigmoidTransform, biject_to
 
 from bads_ppl.errors import InputError
+from bads_ppl.ranks import ALONE, Ranks
 from bads_ppl.sites import (
     GlobalSite,
     NetworkSite,
@@ -25,6 +26,8 @@ from bads_ppl.sites import (
     RunningMean,
     Table,
     evaluation_mode,
+    new_table,
+    total_dtype,
 )
 
 if TYPE_CHECKING:
@@ -51,10 +54,6 @@ def _unconstrain(fn: Any) -> Any:
         if (bound == bound.flatten()[0]).all():
             support = constraints.greater_than(float(bound.flatten()[0]))
     return biject_to(support)
-
-
-def _total_dtype(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 class Reached(Exception):
@@ -117,9 +116,8 @@ class Find(Messenger):
             )
         if plates:
             (frame,) = plates
-            rows = (frame.full_size, *unconstrained.shape[1:])
-            value = unconstrained[:1].expand(rows).clone()
-            self.latents.tables[name] = Table(frame.name, value, transform)
+            value = new_table(frame.full_size, unconstrained[0], self.latents.folder)
+            self.latents.tables[name] = Table(frame.name, value, transform, value.new_zeros(()))
             msg["value"] = transform(value[: frame.size])
         else:
             value = unconstrained.clone().requires_grad_()
@@ -129,15 +127,13 @@ class Find(Messenger):
 
     def _pyro_plate_sum(self, msg: Any) -> None:
         value, batch = msg["args"]
-        dtype = _total_dtype(value.device)
         for name, table in self.latents.tables.items():
             if value is self.seen[name]:
-                total = table.values().sum(dtype=dtype)
-                self.latents.sums[msg["name"]] = PlateSum(total, name)
+                self.latents.sums[msg["name"]] = PlateSum(table.total(), name)
                 return
         mean = value.detach().mean()
         memory = mean.expand(batch.size).clone()
-        total = memory.sum(dtype=dtype)
+        total = memory.sum(dtype=total_dtype(value.device))
         self.latents.sums[msg["name"]] = PlateSum(total, None, memory)
 
     def _pyro_steps_taken(self, msg: Any) -> None:
@@ -160,9 +156,11 @@ class Evaluate(Messenger):
         keep: str | None = None,
         hold: bool = False,
         replay: Outputs | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
         self.latents = latents
+        self.ranks = ranks
         self.keep = keep
         self.hold = hold
         self.held: Outputs = {}
@@ -200,7 +198,8 @@ class Evaluate(Messenger):
         table = self.latents.tables.get(name)
         if table is not None:
             table.index = self.index[table.plate]
-            rows = table.value[table.index].requires_grad_(torch.is_grad_enabled())
+            rows = table.value.index_select(0, table.index)
+            rows.requires_grad_(torch.is_grad_enabled())
             table.rows, table.constrained = rows, table.transform(rows)
             msg["value"] = table.constrained
         else:
@@ -215,28 +214,42 @@ class Evaluate(Messenger):
             raise Reached
         if site_is_subsample(msg) or "_deterministic" in msg["infer"]:
             return
-        log_prob = msg["fn"].log_prob(msg["value"])
+        fn = msg["fn"]
         if not msg["is_observed"]:
-            log_prob = log_prob + self._log_jacobian(name, msg["value"])
+            log_prob = self._log_density(name, fn, msg["value"])
+        else:
+            log_prob = fn.log_factor if type(fn) is Unit else fn.log_prob(msg["value"])
         self.terms[name] = log_prob.detach()
         plates = frozenset(frame.name for frame in msg["cond_indep_stack"])
-        self.add(name, scale_and_mask(log_prob, msg["scale"], msg["mask"]).sum(), plates)
+        if msg["mask"] is None and isinstance(msg["scale"], float):
+            total = log_prob.sum() if msg["scale"] == 1 else msg["scale"] * log_prob.sum()
+        else:
+            total = scale_and_mask(log_prob, msg["scale"], msg["mask"]).sum()
+        self.add(name, total, plates)
 
     def add(self, name: str, log_prob: Tensor, plates: frozenset[str]) -> None:
         self.names.append(name)
         self.log_probs.append(log_prob)
         self.plates.append(plates)
 
-    def _log_jacobian(self, name: str, value: Tensor) -> Tensor | float:
-        """T log|dx/du|: at temperature T the target is p(x)^(1/T) on the constrained scale."""
+    def _log_density(self, name: str, fn: Any, value: Tensor) -> Tensor:
+        """Log p(x) + T log|dx/du| (T: the group's): p(x)^(1/T) is the target on the scale of x.
+
+        A distribution on (0, 1) may know this sum as a function of the logit and T.
+        """
         temperature = self.latents.temperature.get(name, 1.0)
-        if temperature == 0:
-            return 0.0
         table = self.latents.tables.get(name)
         site = table if table is not None else self.latents.globals[name]
         unconstrained = table.rows if table is not None else site.value
+        fused = getattr(fn, "log_density_of_logit", None)
+        if fused is not None and isinstance(site.transform, SigmoidTransform):
+            density: Tensor = fused(unconstrained, temperature)
+            return density
+        log_prob: Tensor = fn.log_prob(value)
+        if temperature == 0:
+            return log_prob
         jacobian: Tensor = site.transform.log_abs_det_jacobian(unconstrained, value)
-        return temperature * jacobian
+        return log_prob + temperature * jacobian
 
     def _pyro_plate_sum(self, msg: Any) -> None:
         value, batch = msg["args"]
@@ -246,7 +259,7 @@ class Evaluate(Messenger):
         else:
             assert state.memory is not None
             remembered = state.memory[batch.index]
-            state.pending = (batch.index, value.detach())
+            state.pending = (batch.whole.index, batch.ranks.gather(value.detach()))
         msg["value"] = state.total.to(value.dtype) + batch.total(value - remembered)
         msg["done"] = True
 
@@ -256,6 +269,8 @@ class Evaluate(Messenger):
     def _pyro_running_mean(self, msg: Any) -> None:
         value, _, _ = msg["args"]
         state = self.latents.means[msg["name"]]
+        if not self.ranks.alone:  # before the first step it is at once what all have
+            value = value.clone() if state.count else self.ranks.mean(value)
         state.pending = value
         msg["value"] = state.mean() if state.count else value
         msg["done"] = True

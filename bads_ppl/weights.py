@@ -6,6 +6,7 @@ batch's weights (B,). A user's own class needs no more than that and `needs_feat
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -38,11 +39,44 @@ class Weights(Protocol):
         ...
 
 
-@lru_cache
-def _beta(mean: float, concentration: float, device: torch.device) -> dist.Beta:
-    """Beta(a, a (1 - mean) / mean), built once: a step neither builds it nor copies to a device."""
-    a = torch.tensor(concentration, device=device)
-    return dist.Beta(a, a * (1 - mean) / mean, validate_args=False)
+class _Beta(dist.Beta):
+    """Beta(a, b) of two numbers, with what its density needs of them worked out ahead."""
+
+    a: float
+    b: float
+    log_normaliser: float
+
+    @classmethod
+    def of(cls, a: float, b: float, count: int, device: torch.device) -> _Beta:
+        """For `count` points."""
+        first, second = torch.tensor([[a], [b]], device=device).expand(2, count)
+        made = cls(first, second, validate_args=False)
+        made.a, made.b = a, b
+        made.log_normaliser = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+        return made
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> _Beta:
+        made: _Beta = super().expand(batch_shape, _instance)  # type: ignore[no-untyped-call]
+        made.a, made.b, made.log_normaliser = self.a, self.b, self.log_normaliser
+        return made
+
+    def log_density_of_logit(self, logit: Tensor, temperature: float) -> Tensor:
+        """Log p(w) + T log|dw/du| (B,) at w = sigmoid(u), u the logit (B,).
+
+        It is (a - 1 + T) log w + (b - 1 + T) log(1 - w), where log(1 - w) = log w - u.
+        """
+        a, b = self.a - 1 + temperature, self.b - 1 + temperature
+        log_w = functional.logsigmoid(logit)
+        return torch.sub((a + b) * log_w, logit, alpha=b) - self.log_normaliser
+
+
+@lru_cache(maxsize=8)
+def _beta(mean: float, concentration: float, count: int, device: torch.device) -> dist.Beta:
+    """Beta(a, a (1 - mean) / mean) of `count` points, built once: no step builds it or copies it.
+
+    It has the shape of the plate, so that no step expands it either.
+    """
+    return _Beta.of(concentration, concentration * (1 - mean) / mean, count, device)
 
 
 @dataclass(frozen=True)
@@ -67,7 +101,7 @@ class InstanceWeights:
             raise InputError(f"the prior mean of a weight must be in (0, 1), got {self.mean}")
 
     def sample(self, train: Batch, plate: ScaledPlate, features: Tensor | None = None) -> Tensor:
-        prior = _beta(self.mean, self.concentration, train.target.device)
+        prior = _beta(self.mean, self.concentration, len(train), train.target.device)
         with plate:
             w: Tensor = pyro.sample(SITE, prior, infer={"initial": self.mean})  # type: ignore[arg-type]
         return w

@@ -1,30 +1,31 @@
 """A small causal language model, trained on the spot where no pretrained one can be had.
 
-Plain training (`inference.fitting`) on all tokens of conversations, prompts and responses alike.
+First it is taught to copy: random tokens, whose parts it has to say in another order. Then it
+learns all tokens of conversations, prompts and responses alike, with some that stand for others, so
+that responses are learned from what was asked. Both are plain training (`inference.fitting`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from bads_ppl.data import Data
+from inference.copying import KEPT, LENGTH, PARTS, SEQUENCES, Renaming, Repeating
 from inference.instructions import Conversation
 from inference.options import ProxyOptions
 from inference.scores import content_key
-from inference.trained_folders import complete, depends, learned, write_model
+from inference.trained_folders import complete, depends, learned_beside, write_model
 from models.causal import Causal
-from models.chat import Chat
+from models.chat import SPECIAL, Chat
 from models.language import IGNORED
 
-log = logging.getLogger(__name__)
-
-_FORMAT = 1  # of pretrained folders: part of their names
+_FORMAT = 2  # of pretrained folders: part of their names
 
 OPTIONS = ProxyOptions(
     learning_rate=3.0,
@@ -49,8 +50,8 @@ def pretrained_causal(
 
     Args:
         built: the folder of a model without weights (`models.chat.build_folder`).
-        conversations: what it learns the language from.
-        steps: of training.
+        conversations: what it learns from after it has learned to copy; none: nothing.
+        steps: of each of the two.
         max_tokens: of a conversation that it is shown; what is beyond is cut.
         device: where it is trained.
 
@@ -60,26 +61,30 @@ def pretrained_causal(
         Stopped: after SIGINT or SIGTERM, with a checkpoint to go on from.
     """
     options = dataclasses.replace(OPTIONS, steps=steps)
-    about = {
-        **depends(built, options, device, _FORMAT),
+    about = {**depends(built, options, device, _FORMAT), "copying": [PARTS, LENGTH, SEQUENCES]}
+    more = {
+        **about,
+        "renaming": KEPT,
         "conversations": content_key({"all": [list(map(list, one)) for one in conversations]}),
         "max_tokens": max_tokens,
     }
-    folder = built.with_name(f"{built.name}-pretrained-{content_key(about)}")
+    key = content_key(more if conversations else about)
+    folder = built.with_name(f"{built.name}-pretrained-{key}")
     if folder.is_dir():
         return complete(folder)
-    place = built.with_name(f"{built.name}-learning-{content_key(about)}")
-    log.info(f"training a model on {len(conversations):,} conversations for {steps} steps, once")
-    network = learned(
-        lambda: Causal(built, pretrained=False).to(device),
-        _every_token(Chat(built, max_tokens), conversations),
-        options=options,
-        folder=place,
-        about=about,
-        device=device,
+    chat = Chat(built, max_tokens)
+    copied = Repeating(chat.vocabulary, SPECIAL.index("<|end|>"), len(SPECIAL)).data()
+    learn = partial(learned_beside, built, options=options, device=device)
+    network, place = learn(
+        "copy", lambda: Causal(built, pretrained=False).to(device), copied, about
     )
+    if conversations:
+        copier = network
+        said = _every_token(chat, conversations)
+        network, place = learn("say", lambda: copier.train(), said, more)
     write_model(folder, built, network)
-    shutil.rmtree(place, ignore_errors=True)
+    if conversations:
+        shutil.rmtree(place, ignore_errors=True)  # the copier may serve for others
     return folder
 
 
@@ -88,4 +93,10 @@ def _every_token(chat: Chat, conversations: Sequence[Conversation]) -> Data:
     encoded = chat.encode(conversations)
     counted = [[IGNORED, *ids[1:]] for ids in encoded.ids]
     padded = chat.pad(dataclasses.replace(encoded, labels=counted))
-    return Data(padded, padded["labels"], name="conversations", lengths=padded["mask"].sum(1))
+    return Data(
+        padded,
+        padded["labels"],
+        name="conversations",
+        lengths=padded["mask"].sum(1),
+        augment=Renaming(chat.vocabulary, len(SPECIAL)),
+    )

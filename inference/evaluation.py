@@ -12,6 +12,7 @@ from bads_ppl.chains import ChainResult
 from bads_ppl.data import Data
 from bads_ppl.kernel import MinibatchKernel
 from bads_ppl.monitors import ThetaMonitor
+from bads_ppl.shards import put
 from inference.scoring import Ended, Scored
 from inference.tasks import Task
 
@@ -72,7 +73,7 @@ class TaskMonitor(ThetaMonitor):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for name, value in self.state_dict().items():
-            value.copy_(state[name])
+            put(value, state[name])
 
 
 def measures(results: Sequence[ChainResult]) -> list[Any]:

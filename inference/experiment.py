@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,7 +22,9 @@ from bads_ppl.kernel import MinibatchKernel
 from bads_ppl.plan import Plan
 from bads_ppl.priors import NormalPrior, SparsityPrior, default_scale, default_temperature
 from bads_ppl.program import Impact, Model, Parts, bind
+from bads_ppl.ranks import ALONE, Ranks
 from bads_ppl.schedules import Rescaled, named
+from bads_ppl.shards import check_shardable, sharded
 from bads_ppl.stiffness import check_stiffness
 from inference.evaluation import TaskMonitor
 from inference.folder import (
@@ -56,6 +59,7 @@ class Experiment:
         device: where they run.
         folder: the run's.
         proxies: what trains the method's proxies.
+        ranks: the processes that run it together.
     """
 
     config: DictConfig
@@ -66,6 +70,22 @@ class Experiment:
     device: torch.device
     folder: Path
     proxies: Proxies
+    ranks: Ranks = ALONE
+
+    @property
+    def together(self) -> Ranks:
+        """The processes that run each chain together."""
+        return ALONE if self.apart else self.ranks
+
+    @property
+    def shards(self) -> bool:
+        """Whether networks are shared out between them."""
+        return bool(self.config.parallel == "fsdp") and not self.ranks.alone
+
+    @property
+    def apart(self) -> bool:
+        """Whether the processes run chains of their own."""
+        return bool(self.config.parallel == "chains")
 
     def prepared(self) -> Experiment:
         """The experiment with the scores that its method selects by; trains proxies."""
@@ -108,13 +128,16 @@ def load_task(config: DictConfig) -> Task:
     return task if config.fold is None else held_out(task, config.fold, config.seed)
 
 
-def prepare(config: DictConfig, choices: Choices, task: Task | None = None) -> Experiment:
+def prepare(
+    config: DictConfig, choices: Choices, task: Task | None = None, ranks: Ranks = ALONE
+) -> Experiment:
     """The experiment of a configuration, which it completes; writes nothing.
 
     Args:
         config: all settings.
         choices: what they were chosen by.
         task: the task of these settings, where it has been read before.
+        ranks: the processes that will run it together.
 
     Raises:
         InputError: for settings that do not fit each other or the data, or a folder that holds
@@ -151,7 +174,16 @@ def prepare(config: DictConfig, choices: Choices, task: Task | None = None) -> E
         config.method.temperature = default_temperature(setup.points)
     folder = Path(run_dir(config, choices, setup))
     check_folder(folder, config)
-    experiment = Experiment(config, choices, task, setup, plan, device, folder, given.proxies)
+    experiment = Experiment(
+        config, choices, task, setup, plan, device, folder, given.proxies, ranks
+    )
+    if not experiment.together.alone and setup.membership is not None:
+        raise InputError(
+            f"method={choices.method} chooses points within each batch, which {ranks.size} "
+            "processes cannot share: take parallel=chains, or run it in one process"
+        )
+    if experiment.shards and choices.method == "blo":
+        raise InputError("method=blo cannot use sharded networks: take parallel=data")
     _check_fit(experiment)
     return experiment
 
@@ -188,9 +220,9 @@ def _model(config: DictConfig) -> Model:
 
 
 def _maker(
-    experiment: Experiment,
+    experiment: Experiment, ranks: Ranks = ALONE, *, shard: bool = False
 ) -> Callable[[int, torch.Generator], tuple[MinibatchKernel, TaskMonitor]]:
-    """What builds the kernel and the monitor of each chain."""
+    """What builds the kernel and the monitor of each chain; `shard`: of parts of networks."""
     config, setup, device = experiment.config, experiment.setup, experiment.device
     task, train = experiment.task.to(device), setup.train.to(device)
     backbone = build(config.backbone, "backbone")
@@ -205,7 +237,10 @@ def _maker(
         )
         if setup.learner is not None:
             parts.learner = setup.learner()
-        kernel = sampler(bind(setup.model, parts), generator=generator)
+        if shard:
+            parts.auxiliary = sharded(copy.deepcopy(network), ranks, device)
+            sharded(network, ranks, device)
+        kernel = sampler(bind(setup.model, parts), generator=generator, ranks=ranks)
         density = setup.impact.weight == setup.impact.train
         return kernel, TaskMonitor(network, task, train, experiment.weights, density, scores)
 
@@ -228,7 +263,9 @@ def _check_fit(experiment: Experiment) -> None:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(global_seed(experiment.config.seed, 0))  # the network that it will have
         generator = chain_generator(experiment.config.seed, 0, device)
-        kernel, monitor = _maker(experiment)(0, generator)
+        kernel, monitor = _maker(experiment, experiment.together)(0, generator)
+        if experiment.shards:
+            check_shardable(monitor.network)
         check_network(monitor.network, task.loss, train, meta, task.test.to(device))
         kernel.setup(experiment.plan.first, train, meta)
         check_stiffness(kernel)
@@ -241,32 +278,41 @@ def sample(experiment: Experiment) -> list[ChainResult]:
         InputError: if the folder holds chains of another run.
         Diverged: if a chain diverges.
         Stopped: after SIGINT or SIGTERM, with a checkpoint.
+        RanksError: if another of the processes ends.
     """
     config, setup, device = experiment.config, experiment.setup, experiment.device
-    prepare_folder(experiment.folder, config)
+    ranks = experiment.ranks
+    if ranks.first:
+        prepare_folder(experiment.folder, config)
+    ranks.wait()
     try:
-        chains = run_chains(
-            _maker(experiment),
-            setup.train.to(device),
-            experiment.task.meta.to(device),
+        run = partial(
+            run_chains,
+            train=setup.train.to(device),
+            meta=experiment.task.meta.to(device),
             plan=experiment.plan,
             folder=experiment.folder,
             chains=config.chains,
             seed=config.seed,
             settings=settings(config),
             facts=None if setup.digest is None else {"scores": setup.digest},
-            resume=config.resume,
             target=config.sparsity if setup.latent else None,
             weights=experiment.weights,
             size=len(experiment.task.train),
             workers=config.workers,
+            table=config.table,
         )
+        make = _maker(experiment, experiment.together, shard=experiment.shards)
+        chains = run(make, resume=config.resume, ranks=ranks, apart=experiment.apart)
+        if experiment.shards:  # the first process takes them up, with whole networks
+            chains = run(_maker(experiment), resume=True, progress=False) if ranks.first else []
     except Diverged as error:
         options = [f"method.learning_rate={config.method.learning_rate / 4:.2g}"]
         if setup.latent:
             options.append(f"weights.step_size={config.weights.step_size / 4:.2g}")
         raise Diverged(f"{error} (options {' '.join(options)})") from error
-    save_config(experiment.folder, config)
+    if ranks.first:
+        save_config(experiment.folder, config)
     return chains
 
 

@@ -16,6 +16,7 @@ from inference.setups import Setup
 RESULTS, CONFIG, METRICS = "results.json", "config.yaml", "metrics.jsonl"
 TEXTS, SAMPLES = "texts.csv", "written.csv"
 WEIGHTED, SELECTED, MODEL = "weighted.jsonl", "selected.jsonl", "model"
+SCORES = "benchmarks.json"
 
 NOT_SETTINGS = (
     "run_dir",
@@ -28,6 +29,8 @@ NOT_SETTINGS = (
     "cache",
     "checkpoint_seconds",
     "workers",
+    "table",
+    "parallel",
 )
 """Top-level options that a resumed run may change: longer or more chains, or another machine."""
 
@@ -42,6 +45,7 @@ WRITTEN = (
     WEIGHTED,
     SELECTED,
     MODEL,
+    SCORES,
     "removal*",
     RESULTS,
     CONFIG,

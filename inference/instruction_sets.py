@@ -107,6 +107,28 @@ def read_sources(
     return found
 
 
+def find_instructions(root: Path, source: str) -> dict[str, Path]:
+    """The public sources and benchmarks in a folder, by name: all that there are of either.
+
+    Args:
+        root: the data folder.
+        source: as `data.source`; nothing is downloaded whatever it says.
+
+    Raises:
+        InputError: if one is missing.
+    """
+    there = find_examples(root)
+    files = {name: Path(root) / form.file for name, form in BENCHMARKS.items()}
+    missing = [name for name in EXAMPLES if name not in there]
+    missing += [name for name, path in files.items() if not path.is_file()]
+    if missing:
+        raise InputError(
+            f"{', '.join(missing)} cannot be found in {root.absolute()}: put their files there "
+            "(docs/llm.md), or name another folder with data.root (BADS_DATA)"
+        )
+    return there | files
+
+
 def thinned(source: Instructions, count: int | None, seed: int) -> Instructions:
     """At most `count` examples of a source, drawn by the seed, in their order."""
     if count is None or len(source) <= count:

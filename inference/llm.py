@@ -7,15 +7,18 @@ examples shows. Where no model can be had, a small Llama is made on the spot.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from bads_ppl.data import Data
 from bads_ppl.errors import InputError
+from inference.benchmark_files import BENCHMARKS
+from inference.benchmark_scores import check, evaluate
 from inference.causal_pretraining import pretrained_causal
+from inference.conversation_sets import Long, conversation_sets
 from inference.embeddings import folder_version
 from inference.instruction_sets import (
     Reading,
@@ -27,24 +30,20 @@ from inference.instruction_sets import (
     without_targets,
 )
 from inference.instructions import Conversation, Instructions, OnError, find_examples
-from inference.llm_outputs import Delivery
+from inference.llm_outputs import Delivery, Row, Selected
 from inference.made_instructions import MADE, made_instructions
-from inference.next_tokens import NextTokens
+from inference.next_tokens import Ask, NextTokens
 from inference.sources import SPLITS
 from inference.tasks import Task
 from inference.text_files import Empty
-from inference.token_sets import token_sets
-from models.chat import Chat, Encoded, build_folder
+from models.chat import Chat, build_folder
 from models.language import sequence_loss, token_loss
-from models.pretrained import find_model
+from models.pretrained import find_model, read_tokenizer
 
 SOURCES = ("auto", "files", "generated")
 LOSSES = {"token": token_loss, "sequence": sequence_loss}
 SHARE = 0.2
 """Share of the train examples to select where nothing is known of them."""
-
-Long = Literal["cut", "drop", "refuse"]
-"""What becomes of conversations with more tokens than the network is shown."""
 
 
 def llm(
@@ -74,7 +73,9 @@ def llm(
     long: Long = "cut",
     loss: Literal["token", "sequence"] = "token",
     tested: int = 300,
+    questions: int | None = 0,
     batch: int = 32,
+    selected: Selected = "top",
 ) -> Task:
     """Instructions to weigh and to learn from.
 
@@ -99,21 +100,35 @@ def llm(
         model: id or local folder of a causal language model; None or "built": one made on the spot.
         size: of a built model.
         vocabulary: most tokens of a built model.
-        pretraining: steps in which a built model learns the language of conversations that are not
-            weighed or tested on, or of the train examples where there are no others; 0: none.
+        pretraining: steps in which a built model learns to copy, and as many in which it learns the
+            language of conversations that are not weighed or tested on, or of the train examples
+            where there are no others; 0: none.
         max_tokens: of a conversation that the network is shown.
         long: what becomes of longer train and meta conversations; others are cut.
         loss: "token": mean over a response's tokens; "sequence": their sum, the likelihood of (3).
         tested: most test examples that next tokens are told of, evenly spaced.
+        questions: test questions of a benchmark that lm-eval asks the network that is kept,
+            evenly spaced; None: all.
         batch: examples that go through the network together in evaluations.
+        selected: how the share `sparsity` is selected, see `Delivery`.
 
     Raises:
         InputError: for files that cannot be used, names that do not exist, impossible sizes, or a
             model that cannot be had.
     """
-    _check(source, split, long=long, loss=loss, pretraining=pretraining, tested=tested)
+    _check(
+        source,
+        split,
+        long=long,
+        loss=loss,
+        selected=selected,
+        pretraining=pretraining,
+        tested=tested,
+    )
     reading = Reading(on_error, empty)
     place = Path(root)
+    if questions != 0:
+        _check_asked(target, questions)
     named = _named(train, sources)
     made = source == "generated" or (
         source == "auto" and not (named or meta or target) and not find_examples(place)
@@ -146,9 +161,8 @@ def llm(
         )
     others = [] if made else _others(place, named, reading)
     folder, pretrained, told = _model(
-        model, size, vocabulary, 0 if made else pretraining, chosen, others, cache, device,
-        max_tokens,
-    )  # fmt: skip
+        model, size, vocabulary, pretraining, chosen, others, made, cache, device, max_tokens
+    )
     return _of_conversations(
         name,
         chosen,
@@ -162,7 +176,30 @@ def llm(
         notes=(*notes, *told),
         facts={"model": str(model or "built"), "pretrained": pretrained, "target": aim.name},
         network={"folder": str(folder), "pretrained": pretrained},
+        deliver=partial(Delivery, base=folder, selected=selected, seed=seed),
+        ask=None if questions == 0 else partial(_ask, folder, str(target), place, questions, batch),
     )
+
+
+def _check_asked(target: str | None, questions: int | None) -> None:
+    if target not in BENCHMARKS:
+        raise InputError(
+            f"task.data.questions={questions} are of a benchmark, got task.target={target}: take "
+            f"one of {', '.join(BENCHMARKS)}, or leave questions at 0"
+        )
+    if questions is not None and questions < 0:
+        raise InputError(f"task.data.questions must be at least 0, got {questions}")
+    check([target])
+
+
+def _ask(
+    folder: Path, name: str, root: Path, questions: int | None, batch: int, network: Any
+) -> dict[str, float]:
+    """What lm-eval says of a network on a benchmark: shares of questions answered right."""
+    model = (network.model, read_tokenizer(folder))
+    score = evaluate(model, [name], root=root, source="files", limit=questions, batch=batch)[name]
+    found = {"benchmark": score.accuracy, "benchmark_normalised": score.normalised}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _check(source: str, split: str, **options: Any) -> None:
@@ -171,6 +208,7 @@ def _check(source: str, split: str, **options: Any) -> None:
         "split": (split, SPLITS),
         "task.data.long": (options["long"], ("cut", "drop", "refuse")),
         "task.data.loss": (options["loss"], LOSSES),
+        "task.data.selected": (options["selected"], ("top", "sample")),
     }
     for name, (value, several) in known.items():
         if value not in several:
@@ -232,6 +270,7 @@ def _model(
     pretraining: int,
     sources: Sequence[Instructions],
     others: Sequence[Conversation],
+    made: bool,
     cache: Path,
     device: torch.device | None,
     max_tokens: int,
@@ -244,7 +283,7 @@ def _model(
     folder = build_folder(cache, texts, size, vocabulary)
     how, pretrained = "without pretraining", False
     if pretraining:
-        learned = list(others) or own
+        learned = [] if made else list(others) or own
         folder = pretrained_causal(
             folder,
             learned,
@@ -252,8 +291,10 @@ def _model(
             max_tokens=max_tokens,
             device=device or torch.device("cpu"),
         )
-        what = "other conversations" if others else "conversations, those to be weighed"
-        how, pretrained = f"trained on {len(learned):,} {what}", True
+        how, pretrained = "that was taught to copy", True
+        if learned:
+            what = "other conversations" if others else "conversations, those to be weighed"
+            how += f", and trained on {len(learned):,} {what}"
     note = (
         f"the network is a Llama of size {size} {how}: its numbers cannot be compared with those "
         "of a language model (task.model names one)"
@@ -278,6 +319,8 @@ def _of_conversations(
     notes: Sequence[str],
     facts: Mapping[str, Any],
     network: Mapping[str, Any],
+    deliver: Callable[[Sequence[Row]], Delivery],
+    ask: Ask | None,
 ) -> Task:
     """The task of these conversations."""
     rows = [
@@ -300,10 +343,8 @@ def _of_conversations(
         "validation": validation,
         "test": test[::step],
     }
-    encoded = {key: chat.encode(part) for key, part in parts.items()}
-    kept, told = _fitting(encoded, chat.max_tokens, long)
-    rows = [rows[place] for place in kept["train"]]
-    sets = _data(chat, encoded, kept)
+    sets, places, told = conversation_sets(chat, parts, long)
+    rows = [rows[place] for place in places]
     of = [source for source, _, _ in rows]
     version = folder_version(Path(network["folder"]))
     return Task(
@@ -326,51 +367,11 @@ def _of_conversations(
         },
         loss=LOSSES[loss],
         network=network,
-        scoring=NextTokens(sets["validation"], batch),
+        scoring=NextTokens(sets["validation"], batch, ask),
         depends={"model": version, "pretrained": network["pretrained"], "loss": loss},
-        delivery=Delivery(rows, Path(network["folder"])),
+        delivery=deliver(rows),
     )
 
 
 def _in_words(one: Conversation) -> str:
     return "\n".join(f"{message.role}: {message.content}" for message in one)
-
-
-def _fitting(
-    encoded: Mapping[str, Encoded], most: int, long: Long
-) -> tuple[dict[str, list[int]], list[str]]:
-    """Places of the conversations to use, and notes on those that are longer than what is shown."""
-    kept, notes = {}, []
-    for name, part in encoded.items():
-        lost, size = part.lost, len(part)
-        gone = set(lost)
-        said = f"{len(part.cut)} of {size} {name} conversations have more than {most} tokens"
-        if part.cut and long == "refuse":
-            raise InputError(
-                f"{said}: raise task.data.max_tokens, or take task.data.long=cut or drop"
-            )
-        if long == "drop" and name in ("train", "meta"):
-            gone |= set(part.cut)
-        kept[name] = [place for place in range(size) if place not in gone]
-        if not kept[name]:
-            raise InputError(
-                f"{said}, and nothing is left of the {name} set: raise task.data.max_tokens"
-            )
-        if part.cut:
-            whose = f", {len(lost)} of them as their prompts alone are longer" if lost else ""
-            notes.append(
-                f"{said}: {len(part.cut) - len(gone)} were cut, {len(gone)} left out{whose}"
-            )
-    return kept, notes
-
-
-def _data(
-    chat: Chat, encoded: Mapping[str, Encoded], kept: Mapping[str, list[int]]
-) -> dict[str, Data]:
-    """All sets, padded to the same length, with ids that count through them."""
-    parts = [part.take(kept[name]) for name, part in encoded.items()]
-    ids = [row for part in parts for row in part.ids]
-    labels = [row for part in parts for row in part.labels]
-    padded = chat.pad(Encoded(ids, labels, cut=[]))
-    sizes = {name: len(places) for name, places in kept.items()}
-    return token_sets(padded, padded["mask"].sum(1), sizes)

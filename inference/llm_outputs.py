@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,12 @@ from bads_ppl.selection import Selection
 from inference.folder import MODEL, SELECTED, WEIGHTED
 from inference.instructions import Conversation
 from inference.scoring import Ended
+from inference.text_sources import generator
 from models.pretrained import read_tokenizer
 from models.tokens import new_folder
+
+Selected = Literal["top", "sample"]
+"""How examples are selected by their weights."""
 
 Row = tuple[str, str, Conversation]
 """Source, id in the source, and conversation."""
@@ -44,10 +48,15 @@ class Delivery:
     Attributes:
         rows: the N_t train examples.
         base: folder of the model that was fine-tuned.
+        selected: how the share `sparsity` is selected: "top", those with the highest weights, or
+            "sample", drawn in proportion to weight, none twice.
+        seed: draws them.
     """
 
     rows: Sequence[Row]
     base: Path
+    selected: Selected = "top"
+    seed: int = 0
 
     def __call__(
         self, folder: Path, selection: Selection, ended: Sequence[Ended], about: Mapping[str, Any]
@@ -61,12 +70,23 @@ class Delivery:
             about: the run's results so far.
         """
         count = max(1, round(about["sparsity"] * len(selection)))
-        chosen = np.sort(selection.top(count).positions)
+        chosen = self._chosen(selection, count)
         lines = list(self._lines(selection, chosen))
         for name, some in ((WEIGHTED, lines), (SELECTED, [lines[k] for k in chosen])):
             with atomic_path(folder / name) as path:
                 path.write_text("".join(f"{json.dumps(one)}\n" for one in some), encoding="utf-8")
         self._model(folder / MODEL, selection, ended, about)
+
+    def _chosen(self, selection: Selection, count: int) -> NDArray[np.int64]:
+        """Positions of the selected examples, in the order of the data."""
+        if self.selected == "top":
+            return np.sort(selection.top(count).positions)
+        # The k largest log w + Gumbel noise are k draws without replacement (Vieira, 2014).
+        with np.errstate(divide="ignore"):
+            keys = np.log(selection.mean) + generator(self.seed, "selected").gumbel(
+                size=len(selection)
+            )
+        return np.sort(np.argsort(-keys, kind="stable")[:count])
 
     def _lines(self, selection: Selection, chosen: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
         selected = np.zeros(len(selection), dtype=bool)

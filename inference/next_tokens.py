@@ -7,7 +7,7 @@ tokens of a validation set best: an iterate after burn-in, or the mean of theta 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +23,9 @@ from bads_ppl.plots import Metrics
 from bads_ppl.sites import evaluation_mode
 from inference.scoring import Ended, MeanOfTheta, Measure, Scored, mean_over_chains
 from models.language import IGNORED, token_loss
+
+Ask = Callable[[Any], dict[str, float]]
+"""What else is to be said of the network that is kept: numbers by name."""
 
 
 class Told(NamedTuple):
@@ -52,6 +55,7 @@ class NextTokens:
     Attributes:
         validation: examples that the network to keep is chosen by.
         batch: examples that go through the network together.
+        ask: asks the network that is kept something else; None: nothing.
 
     Raises:
         InputError: if the batch is empty.
@@ -59,6 +63,7 @@ class NextTokens:
 
     validation: Data
     batch: int = 32
+    ask: Ask | None = None
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -89,6 +94,7 @@ class NextTokens:
                     "accuracy_last": last.accuracy,
                     "loss_last": last.loss,
                     "validation_accuracy": chosen,
+                    **(self.ask(kept) if self.ask else {}),
                 }
             )
         return Scored({**mean_over_chains(found), "count": len(test)})

@@ -114,6 +114,8 @@ class Schema:
     schedule: str = "constant"
     step_sizes: dict[str, float] = field(default_factory=dict)
     workers: int | None = None
+    table: str = "memory"
+    parallel: str = "data"
     device: str = "auto"
     run_dir: str | None = None
     resume: bool = False

@@ -9,34 +9,21 @@ every batch, so that what matters is in the source. Both are plain training (`in
 from __future__ import annotations
 
 import dataclasses
-import logging
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from bads_ppl.data import Data
+from inference.copying import KEPT, LENGTH, PARTS, SEQUENCES, Copying, Renaming
 from inference.options import ProxyOptions
 from inference.scores import content_key
-from inference.trained_folders import complete, depends, learned, write_model
+from inference.trained_folders import complete, depends, learned_beside, write_model
 from models.language import IGNORED
 from models.seq2seq import Seq2Seq
 from models.seq2seq_tokens import SPECIAL, Pieces
-
-log = logging.getLogger(__name__)
-
-PARTS, LENGTH = 3, 4
-"""Parts of a random sequence, and tokens of a part."""
-
-KEPT = (0.3, 0.6, 0.8, 1.0)
-"""Shares of the vocabulary that stand for themselves in a batch, one of them drawn each time."""
-
-SEQUENCES = 1000
-"""Random sequences that a pass has."""
 
 _FORMAT = 1  # of pretrained folders: part of their names
 
@@ -52,63 +39,6 @@ OPTIONS = ProxyOptions(
 
 Pair = tuple[str, str]
 """Source and target."""
-
-
-@dataclass(frozen=True)
-class Copying:
-    """Draws random sequences and, as labels, their parts in another order.
-
-    Args:
-        vocabulary: tokens that there are; the special ones, which come first, are not drawn.
-        end: id of the end token.
-    """
-
-    vocabulary: int
-    end: int
-
-    def __call__(self, input: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """New `ids` and `labels` (B, 13) in place of those that are there."""
-        count, device = len(input["ids"]), input["ids"].device
-        shape = (count, PARTS, LENGTH)
-        parts = torch.randint(
-            len(SPECIAL), self.vocabulary, shape, generator=generator, device=device
-        )
-        order = torch.rand(count, PARTS, generator=generator, device=device).argsort(1)
-        moved = parts.gather(1, order[:, :, None].expand(shape))
-        end = torch.full((count, 1), self.end, device=device)
-        ids, labels = (torch.cat([part.flatten(1), end], 1) for part in (parts, moved))
-        return {**input, "ids": ids, "labels": labels}
-
-    def data(self, points: int) -> Data:
-        """A set of so many sequences, each of them new whenever it is looked at to step on."""
-        empty = torch.full((points, PARTS * LENGTH + 1), self.end)
-        input = {"ids": empty, "mask": torch.ones_like(empty), "labels": empty}
-        return Data(input, empty, name="sequences", augment=self)
-
-
-@dataclass(frozen=True)
-class Renaming:
-    """Lets some tokens stand for others, the same throughout a batch, in sources and labels.
-
-    Args:
-        vocabulary: tokens that there are; the special ones, which come first, stay.
-    """
-
-    vocabulary: int
-
-    def __call__(self, input: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        device = input["ids"].device
-        which = torch.randint(len(KEPT), (), generator=generator, device=device)
-        share = torch.tensor(KEPT, device=device)[which]
-        free = torch.rand(self.vocabulary, generator=generator, device=device) >= share
-        free[: len(SPECIAL)] = False
-        places = free.nonzero()[:, 0]
-        names = torch.arange(self.vocabulary, device=device)
-        order = torch.randperm(len(places), generator=generator, device=device)
-        names[places] = places[order]
-        ids, labels = input["ids"], input["labels"]
-        renamed = names[labels.clamp(min=0)].masked_fill(labels == IGNORED, IGNORED)
-        return {**input, "ids": names[ids], "labels": renamed}
 
 
 def pretrained_folder(
@@ -151,21 +81,15 @@ def pretrained_folder(
         return complete(folder)
     pieces = Pieces(built, max_source, max_target)
 
-    def train(
-        name: str, network: Callable[[], nn.Module], data: Data, about: dict[str, Any]
-    ) -> tuple[nn.Module, Path]:
-        place = built.with_name(f"{built.name}-{name}-{content_key(about)}")
-        log.info(f"training a model to {name} for {steps} steps, once; kept in {place}")
-        found = learned(network, data, options=options, folder=place, about=about, device=device)
-        return found, place
-
-    copied = Copying(pieces.vocabulary, pieces.end).data(SEQUENCES)
-    network, place = train(
+    copied = Copying(pieces.vocabulary, pieces.end, len(SPECIAL)).data()
+    learn = partial(learned_beside, built, options=options, device=device)
+    network, place = learn(
         "copy", lambda: Seq2Seq(built, pretrained=False).to(device), copied, about
     )
     if pairs:
         copier = network
-        network, place = train("say", lambda: copier.train(), _renamed(pieces, pairs), more)
+        said = _renamed(pieces, pairs)
+        network, place = learn("say", lambda: copier.train(), said, more)
     write_model(folder, built, network)
     if pairs:
         shutil.rmtree(place, ignore_errors=True)  # the copier may serve for other pairs
@@ -182,5 +106,5 @@ def _renamed(pieces: Pieces, pairs: Sequence[Pair]) -> Data:
         padded["labels"],
         name="pairs",
         lengths=padded["mask"].sum(1) + (padded["labels"] != IGNORED).sum(1),
-        augment=Renaming(pieces.vocabulary),
+        augment=Renaming(pieces.vocabulary, len(SPECIAL)),
     )

@@ -8,6 +8,7 @@ input, 1 anything else, 130 or 143 stopped by a signal with a checkpoint.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,11 +25,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from bads_ppl.chains import Stopped
-from bads_ppl.errors import Diverged, InputError
+from bads_ppl.errors import Diverged, InputError, RanksError
+from bads_ppl.ranks import ALONE, Ranks
 from inference.experiment import prepare, sample
 from inference.folder import Choices
 from inference.options import Schema
 from inference.outcome import report
+from inference.processes import joined
 
 log = logging.getLogger(__name__)
 
@@ -74,16 +77,26 @@ def compose_run(options: Sequence[str], who: str) -> tuple[DictConfig, Choices]:
     return config, choices
 
 
-def run(config: DictConfig, choices: Choices) -> dict[str, Any]:
+def run(config: DictConfig, choices: Choices, ranks: Ranks = ALONE) -> dict[str, Any] | None:
     """Run one experiment and write its folder; returns what stands in results.json.
+
+    Args:
+        config: all settings.
+        choices: what they were chosen by.
+        ranks: the processes that run it together. The first makes what is kept in the cache,
+            before the others read it, and writes the folder; the others return None.
 
     Raises:
         InputError: for wrong settings or data, or a folder that holds another run.
         Diverged: if a chain diverges.
         Stopped: after SIGINT or SIGTERM, with a checkpoint.
+        RanksError: if another of the processes ends.
     """
-    experiment = prepare(config, choices).prepared()
-    return report(experiment, sample(experiment))
+    experiment = ranks.in_turn(lambda: prepare(config, choices, ranks=ranks).prepared())
+    chains = sample(experiment)
+    results = report(experiment, chains) if ranks.first else None
+    ranks.wait()
+    return results
 
 
 @contextmanager
@@ -96,7 +109,7 @@ def exit_codes() -> Iterator[None]:
         _exit(error, 2)
     except Stopped as stopped:
         _exit(stopped, 128 + stopped.signum)
-    except (Diverged, OSError) as error:
+    except (Diverged, RanksError, OSError) as error:
         _exit(error, 1)
     except KeyboardInterrupt:  # while data are read or results written
         _exit("stopped by SIGINT: run again with resume=true to continue", 130)
@@ -106,7 +119,9 @@ def exit_codes() -> Iterator[None]:
 def main(config: DictConfig) -> None:
     """Run one experiment and print its main numbers."""
     with exit_codes():
-        results = run(config, _choices(HydraConfig.get().runtime.choices))
+        results = run(config, _choices(HydraConfig.get().runtime.choices), joined(config))
+    if results is None:
+        return
     groups = ", ".join(f"{n} {g['mean_weight']:.4f}" for n, g in results["groups"].items())
     name, value = next(iter(results["test"].items()))
     print(
@@ -121,7 +136,9 @@ def _choices(chosen: Mapping[str, str]) -> Choices:
 
 
 def _exit(error: BaseException | str, code: int) -> None:
-    print(f"error: {error}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0")
+    who = "error" if rank == "0" else f"error (process {rank})"
+    print(f"{who}: {error}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,8 +16,11 @@ from bads_ppl.data import Data
 from bads_ppl.errors import InputError
 from inference.fitting import fit, fitted
 from inference.options import ProxyOptions
+from inference.scores import content_key
 from models.language import LanguageModel, token_loss
 from models.tokens import new_folder
+
+log = logging.getLogger(__name__)
 
 
 def depends(built: Path, options: ProxyOptions, device: torch.device, form: int) -> dict[str, Any]:
@@ -29,16 +33,33 @@ def depends(built: Path, options: ProxyOptions, device: torch.device, form: int)
     }
 
 
-def learned(
+def learned_beside(
+    built: Path,
+    name: str,
     network: Callable[[], nn.Module],
     data: Data,
+    about: Mapping[str, Any],
     *,
     options: ProxyOptions,
-    folder: Path,
-    about: Mapping[str, Any],
     device: torch.device,
-) -> nn.Module:
-    """A network that has learned a set's tokens; arguments as of `inference.fitting.fit`."""
+) -> tuple[nn.Module, Path]:
+    """A network that has learned a set's tokens, and the folder of its training.
+
+    Args:
+        built: the folder of the model without weights, beside which that folder is.
+        name: what is learned, "copy" say; part of the folder's name.
+        network: builds what is trained.
+        data: the set.
+        about: what the result depends on, JSON-able; the folder goes by it.
+        options: of the training.
+        device: where it trains.
+
+    Raises:
+        Diverged: if training fails.
+        Stopped: after SIGINT or SIGTERM, with a checkpoint to go on from.
+    """
+    folder = built.with_name(f"{built.name}-{name}-{content_key(about)}")
+    log.info(f"training a model to {name} for {options.steps} steps, once; kept in {folder}")
     chain = fit(
         network,
         token_loss,
@@ -50,7 +71,7 @@ def learned(
         seed=0,
         what="model",
     )
-    return fitted(chain)
+    return fitted(chain), folder
 
 
 def write_model(folder: Path, built: Path, network: nn.Module) -> None:

@@ -30,6 +30,7 @@ from bads_ppl.errors import InputError
 from bads_ppl.primitives import running_mean
 from bads_ppl.priors import TotalPrior
 from bads_ppl.program import Parts
+from bads_ppl.ranks import ALONE, Ranks
 
 Values = dict[str, Tensor]
 """Parameters by name."""
@@ -92,6 +93,7 @@ def hypergradient(
     theta: Values,
     share: Tensor,
     rate: float,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """Derivative (B,) of the meta loss after one step of the lower level, in each point's share.
 
@@ -102,12 +104,15 @@ def hypergradient(
         theta: the parameters before the step.
         share: (B,) of each point: the lower level is share @ train_losses + rest.
         rate: length of the step.
+        ranks: processes that have the other points; gradients are means over them.
     """
     share = share.detach()
     theta = {name: value.detach() for name, value in theta.items()}
     slope = _gradient(lambda values: share @ train_losses(values) + rest(values), theta)
+    ranks.mean_(list(slope.values()))
     ahead = {name: value - rate * slope[name] for name, value in theta.items()}
     upper = _gradient(meta_loss, ahead)
+    ranks.mean_(list(upper.values()))
     # Nothing is kept for a backward pass; fused attention has no forward mode.
     with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
         duals = {name: forward_ad.make_dual(value, upper[name]) for name, value in theta.items()}
@@ -160,4 +165,5 @@ def _of_batches(
         theta,
         share,
         rate,
+        train.ranks,
     )

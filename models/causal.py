@@ -14,11 +14,13 @@ from models.language import (
     IGNORED,
     LanguageModel,
     Precision,
+    complete_model,
     cut,
     language_model,
     log_probabilities,
 )
-from models.lora import adapted, save_adapter
+from models.lora import CONFIG, adapted, adapter_base, save_adapter, with_adapter
+from models.pretrained import find_model, read_tokenizer
 
 Tune = Literal["full", "lora"]
 """What is trained: the whole model, or a low-rank change of its linear layers."""
@@ -142,3 +144,42 @@ def _check_causal(model: Any, folder: Path) -> None:
             f"model {folder} is no causal language model: what it says of a token depends on the "
             "tokens that follow; take one that goes from left to right, such as a Llama"
         )
+
+
+def read_causal(name: str | Path, adapter: Path | None = None) -> tuple[Any, Any]:
+    """A causal language model as it was saved, in float32 on the CPU, and its tokenizer.
+
+    Args:
+        name: id or folder of the model, or the folder of an adapter, which is put on the model
+            that it was made for.
+        adapter: folder of an adapter to put on the model.
+
+    Raises:
+        InputError: if the model cannot be had, is not causal or lacks weights, or the adapter does
+            not fit it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if (Path(name) / CONFIG).is_file():
+        if adapter is not None:
+            raise InputError(
+                f"{name} is an adapter itself, got adapter={adapter} beside it: give the folder of "
+                "the model that it was made for"
+            )
+        return _on_its_base(Path(name))
+    folder = find_model(str(name))
+    model = complete_model(AutoModelForCausalLM, folder)
+    _check_causal(model, folder)
+    tokenizer = read_tokenizer(folder)
+    return model if adapter is None else with_adapter(model, adapter), tokenizer
+
+
+def _on_its_base(adapter: Path) -> tuple[Any, Any]:
+    base = adapter_base(adapter)
+    try:
+        return read_causal(base, adapter)
+    except InputError as error:
+        raise InputError(
+            f"adapter {adapter} was made for model {base!r}. {error} (adapter={adapter} puts it on "
+            "the model that is named)"
+        ) from error

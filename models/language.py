@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from bads_ppl.errors import InputError
+from bads_ppl.shards import is_sharded
 from models.pretrained import find_model, load_weights, no_bars_in_logs, read_config, width
 
 IGNORED = -100
@@ -115,6 +116,8 @@ class LanguageModel(nn.Module):
 
     def _contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
         """Around a part's first pass: nothing; around its second: the parameters of the first."""
+        if is_sharded(self):  # its layers come by their parameters themselves
+            return nullcontext(), nullcontext()
         return nullcontext(), _Parameters(self.model)
 
     def forward(self, input: dict[str, Tensor]) -> Tensor:
@@ -247,7 +250,7 @@ def language_model(kind: Any, folder: Path, pretrained: bool, *, what: str, such
     no_bars_in_logs()
     options = {"config": config, "attn_implementation": "eager"}
     if pretrained:
-        model = _complete(kind, folder, **options)
+        model = complete_model(kind, folder, **options)
     else:
         try:
             model = kind.from_config(**options).float()
@@ -283,7 +286,17 @@ def _search_plainly(model: Any) -> None:
     )
 
 
-def _complete(kind: Any, folder: Path, **options: Any) -> Any:
+def complete_model(kind: Any, folder: Path, **options: Any) -> Any:
+    """The model in a folder with its own weights, in float32, none of them missing.
+
+    Args:
+        kind: the class of `transformers` to load it with.
+        folder: of the model.
+        options: further ones of `kind.from_pretrained`.
+
+    Raises:
+        InputError: if weights cannot be read or are missing.
+    """
     model, found = load_weights(kind, folder, output_loading_info=True, **options)
     if found["missing_keys"]:
         names = sorted(found["missing_keys"])

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import copy
+import json
+import warnings
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from bads_ppl.atomic import atomic_path
 from bads_ppl.errors import InputError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""Files of an adapter."""
+
+_UNFIT = (OSError, ValueError, KeyError, TypeError, RuntimeError)
 
 
 def adapted(model: Any, rank: int) -> Any:
@@ -58,6 +66,59 @@ def save_adapter(model: Any, base: str, task: str, folder: Path) -> None:
     about.task_type = task
     about.inference_mode = True
     about.target_modules = sorted(about.target_modules)  # of a set the order would be random
-    with atomic_path(folder / "adapter_model.safetensors") as path:
+    with atomic_path(folder / WEIGHTS) as path:
         save_file(weights, path, metadata={"format": "pt"})
     about.save_pretrained(str(folder))
+
+
+def adapter_base(folder: Path) -> str:
+    """Id or folder of the model that the adapter in a folder was made for.
+
+    Raises:
+        InputError: if its configuration cannot be read or does not tell.
+    """
+    path = folder / CONFIG
+    try:
+        base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        if isinstance(base, str) and base:
+            return base
+        reason = f"got {base!r}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+    raise InputError(
+        f"{path} must tell the model that the adapter was made for, as base_model_name_or_path "
+        f"({reason}): mend it"
+    )
+
+
+def with_adapter(model: Any, folder: Path) -> Any:
+    """A model with the adapter in a folder put on it by `peft`.
+
+    Args:
+        model: of `transformers`; it is changed in place.
+        folder: has adapter_config.json and adapter_model.safetensors.
+
+    Raises:
+        InputError: if `peft` or a file is missing, or the adapter was made for another model.
+    """
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise InputError(
+            f"adapter {folder} needs the package peft: pip install bads-ppl[llm]"
+        ) from error
+    lacking = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+    if lacking:
+        raise InputError(
+            f"adapter {folder} lacks {' and '.join(lacking)}: give a folder as "
+            "save_pretrained(folder) of peft writes it (pickles are not read)"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys")
+            return PeftModel.from_pretrained(model, str(folder), torch_device=str(model.device))
+    except (*_UNFIT, SafetensorError, UserWarning) as error:
+        raise InputError(
+            f"adapter {folder} does not fit its model ({' '.join(str(error).split()):.300}): name "
+            "the model that it was made for"
+        ) from error

@@ -192,7 +192,7 @@ def test_make_says_what_to_install_where_no_python_will_do(
 
 @pytest.mark.parametrize(
     ("target", "extra", "marks"),
-    [("setup", ".", {".ready"}), ("lint", ".[dev,text]", {".ready", ".ready-dev"})],
+    [("setup", ".", {".ready"}), ("lint", ".[dev,text,llm,sweep]", {".ready", ".ready-dev"})],
 )
 def test_set_up_is_done_once_and_again_after_an_interruption(
     tmp_path: Path, target: str, extra: str, marks: set[str]

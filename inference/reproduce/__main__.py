@@ -14,11 +14,13 @@ import torch
 
 from bads_ppl.errors import InputError
 from bads_ppl.workers import available_cores
-from inference.reproduce.cases import METHODS, SIZES
+from inference.reproduce.cases import METHODS
 from inference.reproduce.jobs import Job, Place, State
 from inference.reproduce.page import OUTCOMES, Missing, folder_of, write_index, write_target
 from inference.reproduce.queue import Interrupted, duration, last_words, run_jobs
-from inference.reproduce.targets import TARGETS, Target
+from inference.reproduce.settings import SIZES
+from inference.reproduce.target import Target
+from inference.reproduce.targets import TARGETS
 from inference.run import compose_run
 
 DOS = ("run", "list", "draw")

@@ -1,4 +1,4 @@
-"""Which methods run on which data, at which size: the one place that declares them.
+"""Which methods run on which data: the one place that declares them.
 
 A case is a method on a setting, with a variant of it where a figure turns a knob; its runs differ
 by seed only. To add a method, add a line to `METHODS`: every figure that shows all methods has it
@@ -9,39 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from inference.cifar import load_cifar10
-from inference.sources import load_mnist
-from inference.webnlg_entries import find_webnlg
-from models.pretrained import T5_SMALL
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much is run.
-
-    Attributes:
-        name: as on the command line.
-        seeds: those that are run unless the user says otherwise.
-        about: what it is for.
-    """
-
-    name: str
-    seeds: tuple[int, ...]
-    about: str
-
-
-SIZES = {
-    size.name: size
-    for size in (
-        Size("trial", (0,), "a few steps, to see that everything works; its numbers say nothing"),
-        Size("small", (0, 1, 2), "on two cores within an hour a target; the default"),
-        Size("paper", (0, 1, 2, 3, 4), "the paper's steps, data and networks; for an accelerator"),
-    )
-}
+from inference.reproduce.settings import SIZES, Setting
 
 
 @dataclass(frozen=True)
@@ -55,6 +26,7 @@ class Method:
         weighs: whether it finds weights, which figures can show.
         proxy_steps: of networks that it trains ahead, unless the setting says otherwise.
         sizes: at which it is run.
+        texts: whether it is for tasks of texts only.
     """
 
     name: str
@@ -63,6 +35,7 @@ class Method:
     weighs: bool = False
     proxy_steps: int = 0
     sizes: tuple[str, ...] = tuple(SIZES)
+    texts: bool = False
 
 
 PRESET = "preset=paper"
@@ -84,174 +57,10 @@ METHODS = {
         Method("rho_loss", ("method=rho_loss",), 2.4, True, proxy_steps=1500),
         Method("classact", ("method=classact",), 1.6, True, proxy_steps=1500),
         Method("rds", ("method=rds",), proxy_steps=1500),
+        # It takes a language model that can answer, and an accelerator for that.
+        Method("askllm", ("method=askllm",), 1.1, True, sizes=("paper",), texts=True),
     )
 }
-
-
-@dataclass(frozen=True)
-class Score:
-    """What test points are scored by.
-
-    Attributes:
-        name: in results, "accuracy" say.
-        title: on figures and in tables.
-        scale: by which sentences and tables show it.
-        unit: after it, likewise.
-        difference: the unit of a difference.
-    """
-
-    name: str
-    title: str
-    scale: float
-    unit: str
-    difference: str
-
-    @property
-    def last(self) -> str:
-        """The entry of the results for the last iterate, which is the paper's final model."""
-        return f"test.{self.name}_last"
-
-    def value(self, score: float) -> str:
-        """A score as sentences show it."""
-        return f"{self.scale * score:.1f}{self.unit}"
-
-    def points(self, difference: float) -> str:
-        """A difference of two scores, likewise."""
-        return f"{self.scale * difference:+.1f}".replace("-", "−")
-
-
-ACCURACY = Score("accuracy", "test accuracy", 100.0, " %", "percentage points")
-BLEU = Score("bleu", "test BLEU", 1.0, "", "points of BLEU")
-
-
-@dataclass(frozen=True, eq=False)
-class Setting:
-    """Data, network and length of the chains, by size.
-
-    Attributes:
-        name: in the names of folders and in claims.
-        title: on figures.
-        datasets: the names that results record for the real data.
-        find: finds, or downloads, the real data in a folder, given `data.source`.
-        options: of `inference.run`, by size; the number of steps apart.
-        steps: by size.
-        points: N_t by size.
-        step_ms: of plain training on one core (for "paper": on an accelerator), by size.
-        start_s: a run's seconds beside its steps (imports, data, evaluations), by size.
-        stand_in: options that take small data which need no files in place of the real ones.
-        preset: what preset=paper needs beside it on these data.
-        paper_data: sizes at which data and network are the paper's, so that levels compare.
-        score: of the test points.
-        proxy_steps: of networks that methods train ahead, by size, where not the method's own.
-        files_only: no one downloads the real data: they are the user's files.
-        for_cost: options for measuring the cost of a step, in place of what is only done before.
-    """
-
-    name: str
-    title: str
-    datasets: tuple[str, ...]
-    find: Callable[[Path, str], object]
-    options: Mapping[str, tuple[str, ...]]
-    steps: Mapping[str, int]
-    points: Mapping[str, int]
-    step_ms: Mapping[str, float]
-    start_s: Mapping[str, float]
-    stand_in: tuple[str, ...]
-    preset: tuple[str, ...] = ()
-    paper_data: tuple[str, ...] = ("paper",)
-    score: Score = ACCURACY
-    proxy_steps: Mapping[str, int] = field(default_factory=lambda: {"trial": 10})
-    files_only: bool = False
-    for_cost: tuple[str, ...] = ()
-
-    @property
-    def data(self) -> str:
-        """The title's first part."""
-        return self.title.partition(",")[0]
-
-
-def mnist(meta_per_class: int = 25) -> Setting:
-    """Data balancing: 4,975 nines and 25 fours."""
-    task = ("task=mnist", f"task.meta_per_class={meta_per_class}", "chains=1")
-    return Setting(
-        f"mnist-{meta_per_class}",
-        f"MNIST, 4 against 9, {meta_per_class} + {meta_per_class} meta",
-        ("mnist",),
-        load_mnist,
-        options={
-            "trial": (*task, "thinning=2", "evaluate_every=4"),
-            "small": (*task, "evaluate_every=100"),
-            "paper": (*task, "evaluate_every=500", "thinning=50"),
-        },
-        steps={"trial": 12, "small": 1500, "paper": 15_000},
-        points=dict.fromkeys(SIZES, 5000),
-        step_ms={"trial": 14, "small": 12, "paper": 5},
-        start_s={"trial": 8, "small": 9, "paper": 30},
-        stand_in=("data.source=digits",),
-        paper_data=("small", "paper"),
-    )
-
-
-def cifar10(noise: float = 0.5, *, longer: bool = False) -> Setting:
-    """Data denoising: a share `noise` of the train labels is wrong."""
-    knobs = (f"task.noise={noise:g}", "chains=1")
-    steps = {"trial": 5, "small": 4000, "paper": 20_000}
-    if longer:
-        steps = {"trial": 10, "small": 20_000, "paper": 200_000}
-    options = {
-        size: (
-            "task=cifar10_paper" if size == "paper" else "task=cifar10",
-            *knobs,
-            f"evaluate_every={max(1, count // 25)}",
-            f"thinning={max(1, count // 400)}",
-        )
-        for size, count in steps.items()
-    }
-    return Setting(
-        f"cifar10-{noise:g}" + ("-long" if longer else ""),
-        f"CIFAR-10, {100 * noise:g} % wrong labels",
-        ("cifar10",),
-        load_cifar10,
-        options,
-        steps,
-        points={"trial": 10_000, "small": 10_000, "paper": 40_000},
-        step_ms={"trial": 28, "small": 28, "paper": 30},
-        start_s={"trial": 14, "small": 15, "paper": 60},
-        stand_in=("data.source=shapes",),
-        # The paper's beta, and its step sizes on mean losses: here 2 eta / points.
-        preset=("sparsity=0.8", "method.learning_rate=1e-4", "weights.step_size=4.8e-9"),
-    )
-
-
-def webnlg(kind: str) -> Setting:
-    """Efficient learning: "full", or "controlled" with a close and a far domain."""
-    meta = {"full": 30, "controlled": 50}[kind]
-    task = ("task=webnlg", f"task.kind={kind}", f"task.meta_per_domain={meta}", "chains=1")
-    steps = {"trial": 6, "small": 600, "paper": 40_000}
-    small = (*task, "task.model=built")
-    draws = {"full": ("thinning=100",), "controlled": ()}[kind]  # a draw looks at all points
-    return Setting(
-        f"webnlg-{kind}",
-        "WebNLG, "
-        + {"full": "seen for unseen domains", "controlled": "a close and a far domain"}[kind],
-        ("webnlg 2017", "webnlg 2020"),
-        find_webnlg,
-        options={
-            "trial": (*small, "task.data.pretraining=2", "thinning=1", "evaluate_every=3"),
-            "small": (*small, "evaluate_every=50", *draws),
-            "paper": (*task, f"task.model={T5_SMALL}", "evaluate_every=2000", "thinning=100"),
-        },
-        steps=steps,
-        points=dict.fromkeys(SIZES, {"full": 18_094, "controlled": 2139}[kind]),
-        step_ms={"trial": 200, "small": 180, "paper": 60},
-        start_s={"trial": 20, "small": 110, "paper": 300},
-        stand_in=("data.source=generated",),
-        preset=("sparsity=0.05", "method.learning_rate=3e-5"),
-        score=BLEU,
-        proxy_steps={"trial": 10, "small": 400},
-        files_only=True,
-        for_cost=("task.data.pretraining=0",),
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -361,5 +170,7 @@ def every_method(
         Case(setting, method)
         for setting in settings
         for method in METHODS.values()
-        if (method.weighs or not weighs) and method.name not in without
+        if (method.weighs or not weighs)
+        and (setting.texts or not method.texts)
+        and method.name not in without
     )

@@ -123,6 +123,12 @@ def ahead(key: Key, others: Sequence[Key], low: float = 0.0, high: float = math.
     return lambda results: together(one(other, results) for other in others)
 
 
+def ahead_in_weight(key: Key, group: str, other: str) -> Predicate:
+    """The mean weight of one group of train points is higher than that of another."""
+    what = f"mean w of {name(key)}, {group} − {other}"
+    return lambda results: within(what, results.weight(key, group, other), 0.0, math.inf, plain)
+
+
 def part(key: Key, low: float = -1.0, high: float = 1.0) -> Predicate:
     """(high - low) / (high + low) of the mean weights by group is from `low` to `high`.
 

@@ -29,15 +29,19 @@ class WorkerError(Exception):
     """A method's process cannot go on."""
 
 
-class Worker:
-    """A process that takes steps of one method when asked to."""
+class StepProcess:
+    """A process that takes steps when asked to, as `steps.take_steps` does.
 
-    def __init__(self, name: str, options: Sequence[str]) -> None:
-        kind = PLAIN if name == PLAIN else "method"
-        module = "inference.reproduce.cost_worker"
+    Args:
+        name: of what it takes steps of.
+        module: the process is `python -m module arguments`.
+        arguments: likewise.
+    """
+
+    def __init__(self, name: str, module: str, *arguments: str) -> None:
         self.name = name
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module, kind, json.dumps(list(options))],
+            [sys.executable, "-m", module, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -45,7 +49,7 @@ class Worker:
         self.ready = self._answer()
 
     def block(self, steps: int) -> dict[str, Any]:
-        """Take steps; their seconds, and the peak of the memory meanwhile (`cost_worker`)."""
+        """Take steps; what they took (`steps.take_steps`)."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(f"{steps}\n")
@@ -67,6 +71,14 @@ class Worker:
     def close(self) -> None:
         self.process.kill()
         self.process.communicate()
+
+
+class Worker(StepProcess):
+    """A process that takes steps of one method."""
+
+    def __init__(self, name: str, options: Sequence[str]) -> None:
+        kind = PLAIN if name == PLAIN else "method"
+        super().__init__(name, "inference.reproduce.cost_worker", kind, json.dumps(list(options)))
 
 
 def measure(

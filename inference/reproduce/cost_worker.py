@@ -1,38 +1,28 @@
 """Steps of one method, timed on demand: the process that `inference.reproduce.cost` starts.
 
-Reads numbers of steps from standard input, a line each, takes them, and answers with a line of
-JSON: seconds, and the peak of the memory meanwhile less what was in use before there was a network.
+`inference.reproduce.steps` says what it reads and answers; memory is less what was in use before
+there was a network.
 """
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
-import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
-from torch.utils._pytree import tree_leaves
 
 from bads_ppl.chains import chain_generator
-from bads_ppl.data import Data
 from bads_ppl.errors import Diverged, InputError
 from bads_ppl.minibatches import UniformMinibatches
 from bads_ppl.program import join
 from inference.experiment import Experiment, first_kernel, prepare
 from inference.options import build
 from inference.reproduce.cost import PLAIN
+from inference.reproduce.steps import Memory, Step, take_steps
 from inference.run import compose_run
-
-CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-
-Step = Callable[[], None]
 
 
 def plain_step(experiment: Experiment) -> Step:
@@ -63,45 +53,6 @@ def plain_step(experiment: Experiment) -> Step:
     return step
 
 
-class Memory:
-    """Peak of the memory in MiB above what was in use at the start, the data included.
-
-    None where nobody can tell: on a CPU it is Linux that does, for the process.
-
-    Args:
-        device: where steps are taken.
-        data: sets that will be moved there.
-    """
-
-    def __init__(self, device: torch.device, data: Sequence[Data]) -> None:
-        self.device = device
-        self.start = 0.0
-        gc.collect()
-        self.reset()
-        self.start = self.peak() or 0.0
-        if device.type != "cpu":
-            tensors = [leaf for one in data for leaf in (*tree_leaves(one.input), one.target)]
-            self.start += sum(leaf.numel() * leaf.element_size() for leaf in tensors) / 2**20
-
-    def reset(self) -> None:
-        """Forget the peak so far."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            return
-        with suppress(OSError, AttributeError):  # where there is no malloc_trim
-            ctypes.CDLL(None).malloc_trim(0)
-        with suppress(OSError):
-            CLEAR.write_text("5")
-
-    def peak(self) -> float | None:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / 2**20 - self.start
-        if self.device.type != "cpu" or not CLEAR.exists():
-            return None
-        found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())
-        return int(found[1]) / 2**10 - self.start if found else None
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: the kind ("plain" or "method") and the options of a run, as JSON."""
     kind, options = sys.argv[1:] if arguments is None else arguments
@@ -126,21 +77,7 @@ def serve(kind: str, options: Sequence[str]) -> None:
         "threads": torch.get_num_threads(),
     }
     print(json.dumps(about), flush=True)
-    for line in sys.stdin:
-        memory.reset()
-        finish(device)
-        start = time.perf_counter()
-        for _ in range(int(line)):
-            step()
-        finish(device)
-        seconds = time.perf_counter() - start
-        print(json.dumps({"seconds": seconds, "peak_mib": memory.peak()}), flush=True)
-
-
-def finish(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    take_steps(step, memory, device)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from bads_ppl import plots
-from inference.arms import Arm
+from inference.arms import Arm, Estimate, bounds
 from inference.report_figures import draw_scores, legend_below, over_steps
-from inference.reproduce.cases import ACCURACY
 from inference.reproduce.cost import PLAIN
 from inference.reproduce.results import Costs, Results, groups
+from inference.reproduce.settings import ACCURACY
 
 NOTHING = "nothing has been run yet"
 
@@ -67,7 +67,7 @@ def _titles(results: Results) -> list[str]:
 
 def _draw_weights(axes: Axes, arm: Arm) -> None:
     """The mean over seeds, of means over chains, and the band from lowest to highest seed."""
-    wanted = groups(arm)
+    wanted = {name: bool(high) for name, high in groups(arm).items()}
     rows: list[dict[str, Any]] = []
     for run in arm.runs:
         by_step: dict[int, dict[str, Any]] = {}
@@ -92,7 +92,7 @@ def over_meta_sizes(results: Results) -> Figure:
     for arms in reversed(by_method.values()):  # the first on top
         one = next(iter(arms.values()))
         found = {
-            size: [run.number(ACCURACY.last) for run in arms[size].runs] for size in sorted(arms)
+            size: [run.number(ACCURACY.final) for run in arms[size].runs] for size in sorted(arms)
         }
         low, high = ([end(values) for values in found.values()] for end in (min, max))
         mean = [sum(values) / len(values) for values in found.values()]
@@ -107,6 +107,55 @@ def over_meta_sizes(results: Results) -> Figure:
     axes.set_xlabel("curated points per class")
     legend_below(figure, axes, columns=2)
     return figure
+
+
+def ends(results: Results) -> Figure:
+    """Scores of the final models, a row of axes per score; dot: mean, bar: interval over seeds."""
+    settings = [results.settings[name] for name in _settings(results)]
+    scores = list(dict.fromkeys(score for one in settings for score in (one.score, *one.also)))
+    drawn = [(score, one) for score in scores for one in settings]
+    figure, panels = plots.panels(
+        [f"{one.title}\n{score.title}" for score, one in drawn] or [NOTHING],
+        "",
+        columns=max(1, len(settings)),
+        size=(3.6, 3.4),
+    )
+    for axes, (score, setting) in zip(panels, drawn, strict=False):
+        arms = results.of(setting.name)
+        limits = bounds(score.name)
+        found = {key.method: arm.estimate(score.final, limits) for key, arm in arms.items()}
+        _dots(axes, found, score.scale)
+        axes.set_xlabel(score.unit.strip() or score.title)
+    return figure
+
+
+def sources(results: Results) -> Figure:
+    """Mean weights of groups, one pair of axes per arm; dot: mean, bar: interval over seeds."""
+    arms = results.arms
+    figure, panels = plots.panels(
+        _titles(results) or [NOTHING], "", columns=max(1, len(arms)), size=(3.6, 2.6)
+    )
+    for axes, arm in zip(panels, arms.values(), strict=False):
+        found = {name: arm.estimate(f"groups.{name}.mean_weight", (0, 1)) for name in groups(arm)}
+        _dots(axes, found)
+        axes.set_xlabel("mean weight")
+        axes.set_xlim(
+            0, 1.1 * max(one.high if one.has_interval else one.mean for one in found.values())
+        )
+    return figure
+
+
+def _dots(axes: Axes, found: Mapping[str, Estimate], scale: float = 1.0) -> None:
+    """A line per name, the first on top: mean and, where there is one, interval."""
+    for row, one in enumerate(found.values()):
+        if one.has_interval:
+            ends = [scale * one.low, scale * one.high]
+            axes.plot(ends, [row, row], color=plots.HIGH[1], linewidth=5)
+        axes.plot([scale * one.mean], [row], "o", color=plots.HIGH[0])
+    axes.set_yticks(range(len(found)), list(found))
+    axes.set_ylim(len(found) - 0.5, -0.5)
+    axes.margins(x=0.15)
+    axes.xaxis.set_major_formatter("{x:g}")
 
 
 def costs(results: Results) -> Figure:

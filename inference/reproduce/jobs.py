@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 
 from bads_ppl.errors import InputError
 from inference.folder import CONFIG, RESULTS, changed_settings
-from inference.reproduce.cases import METHODS, Case, Setting
+from inference.reproduce.cases import METHODS, Case
 from inference.reproduce.cost import PLAIN, ROUNDS, STEPS, WARM_UP
+from inference.reproduce.settings import Setting
 from inference.run import compose_run
 
 READY_S = 30.0

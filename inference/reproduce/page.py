@@ -15,12 +15,13 @@ from bads_ppl import plots
 from bads_ppl.atomic import atomic_path
 from inference.arms import CONFIDENCE
 from inference.report import pages
-from inference.reproduce.cases import SIZES
 from inference.reproduce.claims import FLAT, LEAST_SEEDS, Claim, Verdict
 from inference.reproduce.jobs import Job, Place
 from inference.reproduce.results import Results, collect, groups
+from inference.reproduce.settings import SIZES
 from inference.reproduce.tables import at_the_end, by_round, by_step, cost_rows
-from inference.reproduce.targets import DIFFERS, Target
+from inference.reproduce.target import Target, order
+from inference.reproduce.targets import DIFFERS
 
 TEMPLATES = Path(__file__).parent
 PAGE, SUMMARY = "index.html", "verdicts.json"
@@ -110,8 +111,8 @@ def write_target(
     return verdicts
 
 
-def _groups(results: Results, setting: str) -> dict[str, bool]:
-    found: dict[str, bool] = {}
+def _groups(results: Results, setting: str) -> dict[str, bool | None]:
+    found: dict[str, bool | None] = {}
     for arm in results.of(setting).values():
         found |= groups(arm)
     return found
@@ -135,16 +136,9 @@ def write_index(root: Path) -> Path:
         outcomes = [claim["outcome"] for claim in summary["claims"]]
         counts = {outcome: outcomes.count(outcome) for outcome in OUTCOMES}
         found.append({**summary, "folder": path.parent.name, "counts": counts})
-    found.sort(key=lambda one: (one["size"], _number(one["target"]), one["folder"]))
+    found.sort(key=lambda one: (one["size"], order(one["target"]), one["folder"]))
     _write(root / PAGE, _render("index.html.jinja", found=found, outcomes=OUTCOMES))
     return root / PAGE
-
-
-def _number(name: str) -> tuple[str, int, str]:
-    """fig2 before fig2_webnlg, and that before fig13."""
-    figure, _, data = name.partition("_")
-    letters = figure.rstrip("0123456789")
-    return letters, int(figure[len(letters) :] or 0), data
 
 
 def _render(template: str, **content: Any) -> str:

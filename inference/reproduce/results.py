@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from inference.arms import Arm, Estimate, bounds, look, paired_difference
-from inference.reproduce.cases import METHODS, Case, Key, Setting
+from inference.reproduce.cases import METHODS, Case, Key
 from inference.reproduce.cost import PLAIN
 from inference.reproduce.jobs import CostJob, Job, RunJob
+from inference.reproduce.settings import Setting
 from inference.runs import Run, read_run
 
 
@@ -75,7 +76,7 @@ class Results:
         if arm is None:
             return Estimate.of([])
         score = self.settings[key.setting].score
-        return arm.estimate(score.last, bounds(score.name))
+        return arm.estimate(score.final, bounds(score.name))
 
     def difference(self, key: Key, other: Key) -> Estimate:
         """Score of `key` minus that of `other`, paired by seed; count 0 without shared seeds."""
@@ -83,7 +84,14 @@ class Results:
         if arm is None or against is None:
             return Estimate.of([])
         score = self.settings[key.setting].score
-        return paired_difference(arm, against, score.last) or Estimate.of([])
+        return paired_difference(arm, against, score.final) or Estimate.of([])
+
+    def weight(self, key: Key, group: str, other: str) -> Estimate:
+        """Mean weight of a group less that of another; count 0 without runs."""
+        arm = self.arms.get(key)
+        names = [f"groups.{name}.mean_weight" for name in (group, other)]
+        found = [[run.number(name) for name in names] for run in arm.runs] if arm else []
+        return Estimate.of([one - two for one, two in found], (-1.0, 1.0))
 
     def contrast(self, key: Key) -> Estimate:
         """(high - low) / (high + low) of the mean weights by group; count 0 without runs."""
@@ -111,10 +119,10 @@ def _mean_weight(run: Run, high: bool) -> float:
     return float(np.average(values, weights=counts)) if found else math.nan
 
 
-def groups(arm: Arm) -> dict[str, bool]:
-    """The groups of an arm's train points, and whether their weights should be high."""
+def groups(arm: Arm) -> dict[str, bool | None]:
+    """The groups of an arm's train points, and whether their weights should be high, if known."""
     found = arm.runs[0].value("groups") or {}
-    return {name: bool(group.get("high")) for name, group in found.items()}
+    return {name: group.get("high") for name, group in found.items()}
 
 
 def collect(jobs: Sequence[Job], size: str) -> Results:

@@ -40,7 +40,7 @@ def at_the_end(results: Results) -> pd.DataFrame:
                     "seed": run.value("seed"),
                     "dataset": run.value("dataset"),
                     "steps": run.value("steps"),
-                    f"test_{score.name}_last": run.number(score.last),
+                    f"test_{score.name}_last": run.number(score.final),
                     f"test_{score.name}_averaged": run.number(f"test.{score.name}"),
                     **weights,
                     "auc_right": run.number("right.auc"),

@@ -7,28 +7,20 @@ our default program (`bads`); where the paper's own model is run too it is `bads
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-
-from matplotlib.figure import Figure
 
 from inference.reproduce import figures
 from inference.reproduce.cases import (
-    AS_IT_IS,
     METHODS,
     Case,
     Key,
-    Setting,
     Variant,
     beta,
-    cifar10,
     every_method,
-    mnist,
     network,
     sigma,
     strict,
-    webnlg,
 )
 from inference.reproduce.claims import (
     Claim,
@@ -43,77 +35,26 @@ from inference.reproduce.claims import (
     score,
     time_ratio,
 )
-from inference.reproduce.jobs import CostJob, Job, Place, RunJob
-from inference.reproduce.results import Results
-
-
-@dataclass(frozen=True)
-class Target:
-    """A figure or a table.
-
-    Attributes:
-        name: as on the command line.
-        title: what it shows.
-        cases: what is run, one run per seed.
-        draw: the figure.
-        claims: what the paper says of it.
-        differs: in what our set-up is not the paper's, beside what holds for all targets.
-        measures_cost: the cases are not run but timed side by side.
-    """
-
-    name: str
-    title: str
-    cases: Sequence[Case]
-    draw: Callable[[Results], Figure]
-    claims: Sequence[Claim]
-    differs: Sequence[str] = ()
-    measures_cost: bool = False
-
-    def jobs(self, place: Place, seeds: Sequence[int], methods: Sequence[str]) -> list[Job]:
-        """What there is to run, seed by seed, so that all methods have the first seed first."""
-        cases = [
-            case
-            for case in self.cases
-            if place.size in case.method.sizes and case.method.name in methods
-        ]
-        if not self.measures_cost:
-            return [RunJob(case, seed, place) for seed in seeds for case in cases]
-        settings = {case.setting.name: case.setting for case in cases}
-        return [
-            CostJob(setting, [case for case in cases if case.setting is setting], place)
-            for setting in settings.values()
-        ]
-
+from inference.reproduce.language_targets import CONTROLLED, LANGUAGE
+from inference.reproduce.settings import Setting, cifar10, mnist
+from inference.reproduce.target import (
+    BETAS,
+    PLAIN,
+    PROGRAMS,
+    REST,
+    Target,
+    first,
+    of_both_programs,
+    on,
+    order,
+    turned,
+    weights_by_group,
+)
 
 MNIST = {size: mnist(size) for size in (5, 10, 25, 50)}
 CIFAR = {noise: cifar10(noise) for noise in (0.2, 0.5, 0.8)}
 LONG = cifar10(0.5, longer=True)
 BALANCING, DENOISING = MNIST[25], CIFAR[0.5]
-FULL, CONTROLLED = webnlg("full"), webnlg("controlled")
-
-PLAIN = ("mixing", "meta_only", "random_select", "dup_meta")
-REST = (*PLAIN, "blo", "cds", "classact")
-"""What the paper compares BADS with on images."""
-
-
-def on(setting: str, *methods: str) -> list[Key]:
-    """These methods on a setting."""
-    return [Key(setting, method) for method in methods]
-
-
-UNPAPERED = ("rho_loss", "rds")
-"""Methods that the paper lacks, left out where they would take long."""
-
-BUILT = (
-    "At size=small a T5 of 1.2 million parameters, trained on the spot, stands for T5-small; the "
-    "release is the one that is there, of 2017 or of 2020 as in the paper (docs/webnlg.md)."
-)
-
-
-def first(setting: str) -> Claim:
-    """BADS is ahead of everything else."""
-    bads, *rest = on(setting, "bads", *REST)
-    return Claim("BADS ends ahead of every other method.", ahead(bads, rest))
 
 
 def _figure_2() -> Target:
@@ -157,32 +98,6 @@ def _figure_2() -> Target:
             "The panel on WebNLG is target=fig2_webnlg.",
             "BADS is our default program; fig13 and fig14 have the paper's model beside it.",
         ),
-    )
-
-
-def _figure_2_webnlg() -> Target:
-    setting = FULL.name
-    bads, dup_meta = on(setting, "bads", "dup_meta")
-    rest = on(setting, "mixing", "meta_only", "random_select", "blo", "cds", "classact")
-    return Target(
-        "fig2_webnlg",
-        "Test BLEU over steps: WebNLG, unseen domains",
-        every_method(FULL, without=("bads_joint", *UNPAPERED)),
-        figures.curves,
-        (
-            Claim(
-                "BADS ends about 2 points of BLEU ahead of the duplicated meta set.",
-                level(setting, ahead(bads, [dup_meta], 1.0, 3.0)),
-                "about: 1 to 3",
-            ),
-            Claim(
-                "BADS ends about 5 points of BLEU ahead of the rest.",
-                level(setting, ahead(bads, rest, 3.0, 7.0)),
-                "about: 3 to 7",
-            ),
-            Claim("BADS ends ahead of every other method.", ahead(bads, [dup_meta, *rest])),
-        ),
-        (BUILT, "AskLLM-O takes a language model (method=askllm)."),
     )
 
 
@@ -249,35 +164,6 @@ def _figure_5() -> Target:
     )
 
 
-PROGRAMS = {
-    "bads": "with our default program",
-    "bads_joint": "with the paper's model (model=joint)",
-}
-
-
-def _of_both_programs(
-    sentence: str,
-    setting: Setting,
-    variant: str,
-    predicate: Callable[[Key], Predicate],
-    note: str = "",
-) -> list[Claim]:
-    return [
-        Claim(f"{sentence}, {how}.", predicate(Key(setting.name, method, variant)), note)
-        for method, how in PROGRAMS.items()
-    ]
-
-
-def _turned(settings: Sequence[Setting], variants: Sequence[Variant]) -> list[Case]:
-    """Both programs, as they are and with a knob turned."""
-    return [
-        Case(setting, METHODS[method], variant)
-        for setting in settings
-        for method in PROGRAMS
-        for variant in (AS_IT_IS, *variants)
-    ]
-
-
 LOOSE = 100.0
 """A sigma at which (8) holds nothing."""
 
@@ -292,12 +178,12 @@ def _sigma(name: str, setting: Setting, strictest: float, note: str = "") -> Tar
     return Target(
         name,
         f"Sigma of the prior on the total weight: {setting.title}",
-        _turned([setting], variants),
+        turned([setting], variants),
         partial(figures.weights, columns=1 + len(variants)),
         [
             claim
             for variant, sentence, predicate in said
-            for claim in _of_both_programs(sentence, setting, variant.name, predicate, note)
+            for claim in of_both_programs(sentence, setting, variant.name, predicate, note)
         ],
         (
             "The paper does not say how its terms are scaled. If losses and total are means, as "
@@ -315,17 +201,17 @@ def _figure_10() -> Target:
     return Target(
         "fig10",
         "Beta, the share of the train set to select",
-        _turned([BALANCING, DENOISING], [beta(value) for value, _, _ in BETAS]),
+        turned([BALANCING, DENOISING], [beta(value) for value, _, _ in BETAS]),
         partial(figures.weights, columns=1 + len(BETAS)),
         [
             *(
                 claim
                 for value, what, predicate in BETAS
-                for claim in _of_both_programs(
+                for claim in of_both_programs(
                     f"Beta {value:g} {what}", BALANCING, f"beta{value:g}", predicate, note
                 )
             ),
-            *_of_both_programs(
+            *of_both_programs(
                 "Beta 0.8 is right on CIFAR-10 with 50 % wrong labels",
                 DENOISING,
                 "beta0.8",
@@ -338,31 +224,6 @@ def _figure_10() -> Target:
             "(target=fig9_webnlg); here it is on MNIST, where the share of rare points is 0.005, "
             "and on CIFAR-10.",
         ),
-    )
-
-
-BETAS: list[tuple[float, str, Callable[[Key], Predicate]]] = [
-    (0.05, "is right", right_way),
-    (0.2, "flattens the weights", flat),
-    (0.8, "inverts the weights", inverted),
-]
-"""What the paper says of beta on WebNLG."""
-
-
-def _figure_9_webnlg() -> Target:
-    return Target(
-        "fig9_webnlg",
-        "Beta, the share of the train set to select: WebNLG",
-        _turned([CONTROLLED], [beta(value) for value, _, _ in BETAS]),
-        partial(figures.weights, columns=1 + len(BETAS)),
-        [
-            claim
-            for value, what, predicate in BETAS
-            for claim in _of_both_programs(
-                f"Beta {value:g} {what}", CONTROLLED, f"beta{value:g}", predicate
-            )
-        ],
-        (BUILT,),
     )
 
 
@@ -381,35 +242,6 @@ def _figure_11() -> Target:
                 "slightly: up to 5 points",
             ),
         ),
-    )
-
-
-def _figure_12() -> Target:
-    setting = CONTROLLED.name
-    bads, *others = on(setting, "bads", "blo", "cds")
-    return Target(
-        "fig12",
-        "Test BLEU over steps: WebNLG, a close domain and a far one",
-        every_method(CONTROLLED, without=("bads_joint", *UNPAPERED)),
-        figures.curves,
-        (
-            Claim(
-                "BADS ends more than 10 points of BLEU ahead of BLO and CDS.",
-                level(setting, ahead(bads, others, 10.0)),
-            ),
-            Claim("BADS ends ahead of BLO and CDS.", ahead(bads, others)),
-        ),
-        (BUILT,),
-    )
-
-
-def _weights(name: str, setting: Setting, high: str, low: str) -> Target:
-    return Target(
-        name,
-        f"Mean weights by group over steps: {setting.title}",
-        every_method(setting, weighs=True),
-        figures.weights,
-        _of_both_programs(f"BADS weighs {high} more than {low}", setting, "", right_way),
     )
 
 
@@ -473,29 +305,29 @@ def _table_1() -> Target:
             "network: with a small network much of it is the libraries'. AskLLM-O is for language.",
         ),
         measures_cost=True,
+        caption="Dot: median round; bar: lowest to highest round.",
     )
 
 
-TARGETS = {
+_IMAGES = {
     target.name: target
     for target in (
         _figure_2(),
-        _figure_2_webnlg(),
         _figure_3(),
         _figure_4(),
         _figure_5(),
         _sigma("fig8", BALANCING, 0.05, "said of CIFAR-10; here on MNIST"),
         _sigma("fig9", DENOISING, 0.5),
-        _figure_9_webnlg(),
         _figure_10(),
         _figure_11(),
-        _figure_12(),
-        _weights("fig13", BALANCING, "the rare fours", "the nines"),
-        _weights("fig13_webnlg", CONTROLLED, "the close domain", "the far one"),
-        _weights("fig14", DENOISING, "points whose label is right", "the others"),
+        weights_by_group("fig13", BALANCING, "the rare fours", "the nines"),
+        weights_by_group("fig14", DENOISING, "points whose label is right", "the others"),
         _table_1(),
     )
 }
+
+
+TARGETS = dict(sorted((_IMAGES | LANGUAGE).items(), key=lambda named: order(named[0])))
 
 DIFFERS = {
     "trial": "A few steps of one seed, to see that everything works: no number means anything.",

@@ -308,6 +308,21 @@ def test_checkpoints_are_written_as_time_goes_by(tmp_path, monkeypatch):
     assert steps == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize("tables", [("disk", "disk"), ("memory", "disk"), ("disk", "memory")])
+@pytest.mark.parametrize("minibatches", ["importance", "uniform"])
+def test_where_weights_are_held_changes_nothing_even_between_a_stop_and_going_on(
+    tmp_path, tables, minibatches
+):
+    (straight,) = run(tmp_path / "a", minibatches=minibatches)
+    with pytest.raises(Stopped):
+        run(tmp_path / "b", stop_at=25, minibatches=minibatches, table=tables[0])
+    (resumed,) = run(tmp_path / "b", resume=True, minibatches=minibatches, table=tables[1])
+    assert (resumed.kernel.folder is not None) == (tables[1] == "disk")
+    assert same(resumed, straight) and resumed.metrics == straight.metrics
+    names = [{p.name for p in (tmp_path / run / "chain-0").iterdir()} for run in "ab"]
+    assert names[0] == names[1]  # nothing is left of a table on disk
+
+
 def test_signal_handlers_are_put_back(tmp_path):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with pytest.raises(Stopped):
@@ -338,6 +353,7 @@ def test_a_folder_with_a_chain_is_not_overwritten(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"table": "ram"}, "table must be 'memory' or 'disk', got 'ram'"),
         ({"settings": {"sparsity": 0.2}}, "its settings is .*expected .*0.2"),
         ({"seed": 1}, "its seed is 0, expected 1"),
         ({"data": two_sets(5)}, "its train is"),

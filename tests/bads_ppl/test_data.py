@@ -1,4 +1,5 @@
 import re
+from contextlib import contextmanager
 
 import pyro
 import pyro.distributions as dist
@@ -311,3 +312,51 @@ def test_subsets_of_one_dataset_that_overlap_are_refused():
     with pytest.raises(InputError, match="1 shared ids"):
         check_disjoint(first.subset(torch.tensor([0, 1])), first.subset(torch.tensor([1, 2])))
     check_disjoint(first, Data(torch.zeros(4, 1), torch.zeros(4)))
+
+
+@pytest.mark.parametrize("importance", [None, torch.tensor([0.5, 2.0, 1.0])])
+def test_a_plate_is_pyros_own_with_the_correction_around_it(importance):
+    data = points()
+    batch = data.batch(torch.tensor([1, 4, 2]), importance)
+    value = torch.tensor([0.3, 0.6, 0.9])
+    logits = torch.randn(3, 2, generator=generator())
+    correction = torch.ones(()) if importance is None else importance
+
+    def program(enter):
+        with enter():
+            pyro.sample("scalar", dist.Normal(0.0, 1.0))  # the plate gives it its shape
+            pyro.sample("fits", dist.Normal(torch.zeros(3), 1.0), obs=value)
+            pyro.sample("label", dist.Categorical(logits=logits), obs=batch.target)
+            pyro.factor("factor", value)
+            with pyro.plate("inner", 4, dim=-2):
+                pyro.sample("nested", dist.Normal(torch.zeros(3), 1.0))
+                pyro.sample("both", dist.Normal(0.0, 1.0), obs=torch.ones(4, 3))
+
+    @contextmanager
+    def plain():
+        plate = pyro.plate("train", len(data), subsample=batch.index, dim=-1)
+        with plate, poutine.scale(scale=correction):
+            yield
+
+    traces = []
+    for enter in (lambda: batch.plate("train"), plain):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            traces.append(poutine.trace(program).get_trace(enter))
+        traces[-1].compute_log_prob()
+    ours, theirs = traces
+    assert list(ours.nodes) == list(theirs.nodes)
+    for name in ("scalar", "fits", "label", "factor", "nested", "both"):
+        assert torch.equal(ours.nodes[name]["log_prob"], theirs.nodes[name]["log_prob"])
+        stacks = (trace.nodes[name]["cond_indep_stack"] for trace in (ours, theirs))
+        assert len({tuple((f.name, f.dim, f.size, f.full_size) for f in s) for s in stacks}) == 1
+    assert ours.nodes["nested"]["value"].shape == (4, 3)
+
+
+def test_a_plate_refuses_what_is_of_another_size():
+    with batch_plate(points()), pytest.raises(ValueError, match="Shape mismatch inside plate"):
+        poutine.trace(lambda: pyro.sample("x", dist.Normal(torch.zeros(4), 1.0))).get_trace()
+
+
+def batch_plate(data):
+    return data.batch(torch.arange(3)).plate("train")

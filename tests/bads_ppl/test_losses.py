@@ -2,6 +2,7 @@ import pyro
 import pytest
 import torch
 from pyro import poutine
+from pyro.distributions import Categorical
 
 from bads_ppl.losses import LossDistribution, cross_entropy, observe
 
@@ -56,3 +57,34 @@ def test_a_loss_does_not_expand_to_another_batch():
     assert found.expand((3,)) is found
     with pytest.raises(ValueError, match=r"cannot expand to \(4,\)"):
         found.expand((4,))
+
+
+def test_observed_classes_are_the_categorical_of_the_logits():
+    g = torch.Generator().manual_seed(0)
+    logits, target = 3 * torch.randn(5, 4, generator=g), torch.randint(4, (5,), generator=g)
+    found, gradients = [], []
+    for build in (lambda x: observe(cross_entropy, x, 5), lambda x: Categorical(logits=x)):
+        x = logits.clone().requires_grad_()
+        log_prob = build(x).log_prob(target)
+        (gradient,) = torch.autograd.grad(log_prob @ torch.arange(5.0), x)
+        found.append(log_prob.detach())
+        gradients.append(gradient)
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-6)
+
+
+def test_observed_classes_can_be_expanded_enumerated_and_drawn():
+    logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    ours, theirs = observe(cross_entropy, logits, 5), Categorical(logits=logits)
+    assert torch.allclose(ours.probs, theirs.probs)
+    values = theirs.enumerate_support()  # (4, 5): more than one class per point
+    assert torch.allclose(ours.log_prob(values), theirs.log_prob(values), atol=1e-6)
+    assert torch.equal(ours.enumerate_support(), values)
+    wide = ours.expand((3, 5))
+    assert wide.batch_shape == (3, 5)
+    assert torch.allclose(wide.log_prob(values[:3]), theirs.expand((3, 5)).log_prob(values[:3]))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        drawn = ours.sample((2000,))
+    share = torch.nn.functional.one_hot(drawn, 4).float().mean(0)
+    assert (share - theirs.probs).abs().max() < 0.06

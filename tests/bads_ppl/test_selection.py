@@ -31,7 +31,8 @@ class TestFromDraws:
         selection = make_selection()
         np.testing.assert_allclose(selection.mean, pooled.mean(axis=0))
         np.testing.assert_allclose(selection.sd, pooled.std(axis=0, ddof=1))
-        np.testing.assert_array_equal(selection.probability, (pooled > 0.5).mean(axis=0))
+        shares = (pooled > 0.5).mean(axis=0)
+        np.testing.assert_array_equal(selection.probability, shares.astype(np.float32))
         assert (selection.chains, selection.draws) == (3, 21)
         assert selection.evidence == "calibrated"
 
@@ -54,7 +55,7 @@ class TestFromDraws:
         assert selection.rank_low.tolist() == selection.rank_high.tolist() == [3, 1, 2]
 
     def test_fixed_weights_have_sd_zero_and_ties_share_their_ranks(self):
-        fixed = np.array([0.0, 1.0, 1.0, 0.3, 0.0])
+        fixed = np.array([0.0, 1.0, 1.0, 0.3, 0.0], dtype=np.float32)
         selection = Selection.from_draws(IDS, [fixed[None]], evidence="fixed")
         np.testing.assert_array_equal(selection.mean, fixed)
         assert (selection.sd == 0).all()

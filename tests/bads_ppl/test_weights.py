@@ -1,11 +1,15 @@
 import pytest
 import torch
 from pyro import poutine
+from torch import nn
 
 from bads_ppl.data import Data
 from bads_ppl.errors import InputError
-from bads_ppl.priors import NormalPrior
-from bads_ppl.weights import FixedWeights, InstanceWeights, WeightNetwork
+from bads_ppl.priors import NormalPrior, SparsityPrior
+from bads_ppl.program import Parts, bind
+from bads_ppl.sgld import SGLD
+from bads_ppl.weights import FixedWeights, InstanceWeights, WeightNetwork, _Beta
+from models import joint
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -114,3 +118,49 @@ def test_wrong_values_are_refused(make, message):
 def test_a_weight_network_without_embedding_is_refused():
     with pytest.raises(InputError, match="needs the embedding of the batch, got None"):
         traced(WeightNetwork(3), points().full())
+
+
+@pytest.mark.parametrize("mean", [0.05, 0.5])
+@pytest.mark.parametrize("concentration", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("temperature", [0.0, 0.2, 1.0])
+def test_the_density_of_a_logit_is_that_of_the_weight_and_the_jacobian(
+    mean, concentration, temperature
+):
+    prior = traced(InstanceWeights(mean, concentration), points().full()).nodes["w"]["fn"]
+    plain = torch.distributions.Beta(prior.concentration1, prior.concentration0)
+    found, gradients = [], []
+    for fused in (True, False):
+        logit = torch.linspace(-8, 8, 8, dtype=torch.float64).requires_grad_()
+        if fused:
+            density = prior.log_density_of_logit(logit, temperature)
+        else:
+            w = torch.sigmoid(logit)
+            density = plain.log_prob(w) + temperature * (w.log() + torch.log1p(-w))
+        gradients.append(torch.autograd.grad(density @ torch.arange(8.0).double(), logit)[0])
+        found.append(density.detach())
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-5)
+
+
+def test_a_kernel_takes_the_fused_density_and_the_plain_one_alike(monkeypatch):
+    """Same seed, same draws."""
+    chains = []
+    for fused in (True, False):
+        if not fused:
+            monkeypatch.delattr(_Beta, "log_density_of_logit")
+        torch.manual_seed(0)
+        parts = Parts(nn.Linear(3, 4), InstanceWeights(0.2), SparsityPrior(0.25))
+        kernel = SGLD(
+            bind(joint, parts),
+            step_size={"theta": 0.01, "w": 0.2},
+            temperature={"w": 0.2},
+            train_batch=4,
+            generator=generator(),
+        )
+        kernel.setup(0, points(), points(6))
+        for _ in range(20):
+            kernel.step()
+        chains.append([kernel.site_values(), *parts.network.parameters()])
+    assert chains[0][0].std() > 0.05
+    for one, other in zip(*chains, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

@@ -14,10 +14,11 @@ from bads_ppl.chains import Stopped
 from bads_ppl.errors import InputError
 from inference import fitting
 from inference.causal_pretraining import pretrained_causal
+from inference.copying import LENGTH, PARTS, SEQUENCES, Repeating
 from inference.instructions import Conversation, Message
 from models.causal import Causal
 from models.chat import SIZES, Chat, build_folder
-from models.language import token_loss
+from models.language import IGNORED, token_loss
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
          "num_attention_heads": 2}  # fmt: skip
@@ -70,10 +71,29 @@ def test_prompts_are_learned_as_well(built, monkeypatch):
 
     monkeypatch.setattr("inference.trained_folders.fit", watched)
     pretrain(built)
-    (data,) = seen
+    copied, data = seen
+    ids, labels = copied.input["ids"], copied.target
+    assert ids.shape == labels.shape == (SEQUENCES, 2 * PARTS * LENGTH + 1)
     mask = data.input["mask"].bool()
     assert torch.equal(data.target[:, 1:][mask[:, 1:]], data.input["ids"][:, 1:][mask[:, 1:]])
     assert (data.target[:, 0] < 0).all() and (data.target[~mask] < 0).all()
+
+
+def test_random_parts_are_said_again_in_another_order():
+    made = Repeating(vocabulary=50, end=1, first=5)
+    data = made.data(100)
+    found = made(data.batch(torch.arange(100)).input, torch.Generator().manual_seed(0))
+    ids, labels, half = found["ids"], found["labels"], PARTS * LENGTH
+    assert (labels[:, :half] == IGNORED).all() and torch.equal(labels[:, half:], ids[:, half:])
+    assert torch.equal(ids[:, :half].sort(1).values, ids[:, half:-1].sort(1).values)
+    assert not torch.equal(ids[:, :half], ids[:, half:-1])
+    assert (ids[:, -1] == 1).all() and ids[:, :-1].min() >= 5
+
+
+def test_without_conversations_it_learns_to_copy_alone(built):
+    one = pretrain(built, conversations=[])
+    assert one != pretrain(built) and one == pretrain(built, conversations=[])
+    assert (one / "model.safetensors").is_file()
 
 
 def test_a_stopped_training_goes_on(built, monkeypatch):

@@ -258,6 +258,9 @@ def test_a_benchmark_is_the_target_and_examples_are_the_sources(cache):
         ({"long": "fold"}, "task.data.long must be one of cut, drop, refuse, got 'fold'"),
         ({"pretraining": -1}, "task.data.pretraining must be at least 0, got -1"),
         ({"tested": 0}, "task.data.tested must be at least 1, got 0"),
+        ({"selected": "best"}, "task.data.selected must be one of top, sample, got 'best'"),
+        ({"meta": None, "test": None, "target": "mmlu", "questions": -1}, "at least 0, got -1"),
+        ({"questions": 5}, "task.data.questions=5 are of a benchmark, got task.target=None"),
         ({"shuffle": ["nowhere"]}, "no sources: they are near, far"),
         ({"target": "mmlu"}, "leave one of them out"),
         ({"meta": None}, "goes with data.meta"),
@@ -441,3 +444,19 @@ def test_the_model_is_that_of_the_chain_that_is_best_by_validation(tmp_path):
     assert "one 0.300, two 0.800" in (tmp_path / MODEL / "README.md").read_text()
     (selected,) = lines(tmp_path / SELECTED)
     assert selected["id"] == "7" and selected["weight"] == pytest.approx(0.8)
+
+
+def test_examples_are_sampled_in_proportion_to_their_weight():
+    weights = np.array([0.0, 0.1, 0.2, 0.3], dtype=np.float32)
+    selection = Selection.from_draws(np.arange(4), [np.stack([weights, weights])])
+
+    def chosen(seed: int, count: int) -> np.ndarray:
+        return Delivery((), Path(), "sample", seed)._chosen(selection, count)
+
+    first = np.array([chosen(seed, 1)[0] for seed in range(2000)])
+    shares = np.bincount(first, minlength=4) / len(first)
+    expected = weights / weights.sum()
+    assert shares[0] == 0
+    assert np.abs(shares - expected).max() < 4 * (0.25 / len(first)) ** 0.5
+    assert all(chosen(seed, 3).tolist() == [1, 2, 3] for seed in range(20))  # none twice
+    assert chosen(5, 2).tolist() == chosen(5, 2).tolist()

@@ -13,7 +13,8 @@ import torch
 from bads_ppl.chains import Stopped
 from bads_ppl.errors import InputError
 from inference import fitting
-from inference.pretraining import KEPT, LENGTH, PARTS, Copying, Renaming, pretrained_folder
+from inference.copying import KEPT, LENGTH, PARTS, Copying, Renaming
+from inference.pretraining import pretrained_folder
 from models.language import IGNORED
 from models.seq2seq import Seq2Seq
 from models.seq2seq_tokens import SIZES, SPECIAL, Pieces, build_folder
@@ -39,7 +40,7 @@ def pretrain(built: Path, **options) -> Path:
 
 
 def test_parts_of_random_sequences_come_in_another_order():
-    copying = Copying(vocabulary=50, end=1)
+    copying = Copying(vocabulary=50, end=1, first=3)
     data = copying.data(200)
     first = copying(data.batch(torch.arange(200)).input, generator())
     parts, moved = (
@@ -59,7 +60,7 @@ def test_tokens_stand_for_others_in_sources_and_labels_alike():
     labels = torch.cat([ids.flip(1), torch.full((1, 3), IGNORED)], 1)
     kept = set()
     for seed in range(40):
-        found = Renaming(500)({"ids": ids, "labels": labels}, generator(seed))
+        found = Renaming(500, 3)({"ids": ids, "labels": labels}, generator(seed))
         names = found["ids"][0]
         assert names.sort().values.tolist() == list(range(500))
         assert names[: len(SPECIAL)].tolist() == list(range(len(SPECIAL)))

@@ -13,9 +13,10 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from inference.arms import Arm
-from inference.reproduce.cases import Case, Key, cifar10, mnist
+from inference.reproduce.cases import Case, Key
 from inference.reproduce.jobs import Place, RunJob
 from inference.reproduce.results import Results
+from inference.reproduce.settings import cifar10, mnist
 from inference.run import compose_run
 from inference.runs import Run
 
@@ -38,6 +39,7 @@ def found(
             "accuracy_last": accuracy,
             "bleu": 100 * accuracy + 1,
             "bleu_last": 100 * accuracy,
+            "benchmark": accuracy / 2,
         },
         "groups": {
             "rare": {"mean_weight": high, "count": 25, "high": True},

@@ -2,11 +2,12 @@
 
 import pytest
 
-from inference.reproduce.cases import Key, webnlg
+from inference.reproduce.cases import Key
 from inference.reproduce.claims import (
     Claim,
     Verdict,
     ahead,
+    ahead_in_weight,
     all_of,
     flat,
     inverted,
@@ -18,6 +19,7 @@ from inference.reproduce.claims import (
     together,
 )
 from inference.reproduce.results import Costs, Results
+from inference.reproduce.settings import webnlg
 
 BADS, BLO, CDS = (Key("mnist-25", name) for name in ("bads", "blo", "cds"))
 
@@ -143,3 +145,12 @@ def test_memory_is_judged_by_one_ratio():
     assert memory_ratio("mnist-25", "blo", 2.0, 3.0)(found) == Verdict("agrees", "blo 2.50")
     assert memory_ratio("mnist-25", "blo", 0.9, 1.1)(found).outcome == "disagrees"
     assert memory_ratio("mnist-25", "cds", 0.9, 1.1)(found).outcome == "cannot tell"
+
+
+def test_a_source_is_ahead_in_weight_by_the_interval_of_the_difference(results):
+    made = results(bads=[(0.9, 0.8, 0.2), (0.9, 0.7, 0.2), (0.9, 0.9, 0.2)])
+    key = Key("mnist-25", "bads")
+    verdict = ahead_in_weight(key, "rare", "frequent")(made)
+    assert verdict == Verdict("agrees", "mean w of bads, rare − frequent 0.60 [0.35, 0.85]")
+    assert ahead_in_weight(key, "frequent", "rare")(made).outcome == "disagrees"
+    assert ahead_in_weight(key, "rare", "neither")(made).outcome == "cannot tell"

@@ -11,7 +11,8 @@ from bads_ppl.errors import InputError
 from inference.reproduce import __main__ as command
 from inference.reproduce import queue
 from inference.reproduce.__main__ import main
-from inference.reproduce.cases import METHODS, Case, mnist
+from inference.reproduce.cases import METHODS, Case
+from inference.reproduce.settings import mnist
 from inference.reproduce.targets import TARGETS
 
 WHERE = ("source=stand-in", "seeds=0,1", "methods=bads,blo")

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from inference.reproduce.cases import METHODS, Case, beta, cifar10, mnist, sigma
+from inference.reproduce.cases import METHODS, Case, beta, sigma
 from inference.reproduce.jobs import CostJob, Place, RunJob
+from inference.reproduce.settings import cifar10, mnist
 
 BADS = Case(mnist(25), METHODS["bads"])
 

@@ -9,20 +9,13 @@ import pandas as pd
 import pytest
 
 from inference.reproduce import figures
-from inference.reproduce.cases import (
-    METHODS,
-    Case,
-    Key,
-    every_method,
-    mnist,
-    network,
-    sigma,
-)
+from inference.reproduce.cases import METHODS, Case, Key, every_method, network, sigma
 from inference.reproduce.claims import Claim, ahead, right_way, score
 from inference.reproduce.jobs import CostJob, Place, RunJob
 from inference.reproduce.page import Missing, write_index, write_target
 from inference.reproduce.results import collect
-from inference.reproduce.targets import Target
+from inference.reproduce.settings import mnist
+from inference.reproduce.target import Target
 
 SETTING = mnist(25)
 BADS, BLO = (Case(SETTING, METHODS[name]) for name in ("bads", "blo"))

@@ -3,9 +3,10 @@
 import pytest
 
 from inference.reproduce import figures
-from inference.reproduce.cases import METHODS, SIZES, Key, Method, every_method, mnist
+from inference.reproduce.cases import METHODS, Key, Method, every_method
 from inference.reproduce.jobs import Place
 from inference.reproduce.results import Costs, Results
+from inference.reproduce.settings import SIZES, SOURCES, llm, mnist
 from inference.reproduce.targets import TARGETS
 from inference.run import compose_run
 
@@ -17,7 +18,7 @@ def test_all_options_that_targets_declare_compose(tmp_path):
     options = {
         tuple(case.options(size))
         for size in ("small", "paper")
-        for name in ("fig13", "fig14", "fig11", "fig12")
+        for name in ("fig13", "fig14", "fig11", "fig12", "table2")
         for case in TARGETS[name].cases
         if size in case.method.sizes
     }
@@ -35,6 +36,8 @@ def test_claims_are_about_cases_of_their_target(target, results):
     keys += [Key(setting, method) for setting in settings for method in NOT_YET]
     made = Results("paper", settings=settings)
     some = results(bads=[0.9, 0.8, 0.7]).arms.popitem()[1]
+    for run in some.runs:
+        run.results["groups"] |= {key: {"mean_weight": 0.1, "count": 5} for key in SOURCES}
     made.arms = dict.fromkeys(keys, some)
     made.costs = {
         setting: Costs(
@@ -72,5 +75,58 @@ def test_a_new_method_is_in_every_figure_of_all_methods(monkeypatch):
 
 
 def test_nothing_to_draw_is_drawn_as_such():
-    for draw in (figures.curves, figures.weights, figures.over_meta_sizes, figures.costs):
+    for draw in (
+        figures.curves,
+        figures.weights,
+        figures.over_meta_sizes,
+        figures.ends,
+        figures.sources,
+        figures.costs,
+    ):
         assert draw(Results("small")).axes
+
+
+@pytest.fixture
+def tuned(results):
+    """Instruction tuning for two benchmarks, two methods and three seeds."""
+    settings = [llm("arc_easy"), llm("mmlu")]
+    made = Results("small", settings={one.name: one for one in settings})
+    given = results(bads=[0.9, 0.8, 0.7], mixing=[0.5, 0.5, 0.5])
+    for setting in settings:
+        for key, arm in given.arms.items():
+            made.arms[key._replace(setting=setting.name)] = arm
+    return made
+
+
+def test_scores_at_the_end_are_drawn_by_benchmark_and_score(tuned):
+    axes = figures.ends(tuned).axes
+    assert [one.get_title(loc="left").split("\n") for one in axes] == [
+        [name, score]
+        for score in ("right answers", "next tokens of answers")
+        for name in ("ARC-easy", "MMLU")
+    ]
+    labels = [label.get_text() for label in axes[0].get_yticklabels()]
+    assert labels == ["bads", "mixing"]  # and of the others, which share them
+    for one, means in zip(axes, [(40, 25)] * 2 + [(81, 51)] * 2, strict=True):
+        dots = [line.get_xdata()[0] for line in one.lines if len(line.get_xdata()) == 1]
+        assert dots == pytest.approx(means)
+        bars = [line.get_xdata() for line in one.lines if len(line.get_xdata()) == 2]
+        half = 4.303 * (5 if means == (40, 25) else 10) / 3**0.5
+        assert bars[0] == pytest.approx([means[0] - half, min(100, means[0] + half)], abs=0.01)
+
+
+def test_mean_weights_are_drawn_by_source(tuned):
+    one, *rest = figures.sources(tuned).axes
+    assert len(rest) == 3
+    assert [label.get_text() for label in one.get_yticklabels()] == ["rare", "frequent"]
+    dots = [line.get_xdata()[0] for line in one.lines if len(line.get_xdata()) == 1]
+    assert dots == pytest.approx([0.8, 0.2])
+
+
+def test_a_model_that_answers_is_asked_where_points_are_texts_and_machines_large(tmp_path):
+    def methods(name, size):
+        jobs = TARGETS[name].jobs(Place(tmp_path, size), [0], list(METHODS))
+        return {job.case.method.name for job in jobs}
+
+    assert "askllm" in methods("table2", "paper") and "askllm" not in methods("table2", "small")
+    assert "askllm" in methods("fig12", "paper") and "askllm" not in methods("fig2", "paper")

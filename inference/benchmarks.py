@@ -1,0 +1,178 @@
+"""Benchmark scores of a causal language model: `python -m inference.benchmarks RUN_DIR`.
+
+MMLU, ARC-easy, ARC-challenge and HellaSwag, asked and scored by lm-eval. What a run may have been
+shown as a meta or validation question is never asked. Writes benchmarks.json beside the run's
+results.json. Exit codes as of `inference.run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bads_ppl.atomic import atomic_path, make_folder
+from bads_ppl.device import resolve_device
+from bads_ppl.errors import InputError
+from inference.benchmark_files import BENCHMARKS
+from inference.benchmark_scores import Scores, evaluate
+from inference.embeddings import folder_version
+from inference.folder import MODEL, RESULTS, SCORES
+from inference.outcome import versions
+from inference.run import exit_codes
+from models.lora import CONFIG
+
+OPTIONS = f"""options (name=value):
+  benchmarks  some of {",".join(BENCHMARKS)}; default: all
+  source      auto (default: files, or else hub) | files | hub
+  root        the data folder; default $BADS_DATA or data
+  limit       most questions of each benchmark, evenly spaced; default: all
+  shots       right answers to show before each question; default 0
+  chat        true lays questions out by the tokenizer's chat template; default false
+  batch       prompts that go through the model together; default 8; more: more memory
+  adapter     folder of an adapter to put on the model
+  device      auto (default) | cpu | cuda | mps
+  out         folder for {SCORES}; default: the run's; without a run: none, scores are printed
+"""
+
+
+@dataclass
+class Options:
+    """The command's options, as text."""
+
+    benchmarks: str = ",".join(BENCHMARKS)
+    source: str = "auto"
+    root: str = ""
+    limit: str = ""
+    shots: str = "0"
+    chat: str = "false"
+    batch: str = "8"
+    adapter: str = ""
+    device: str = "auto"
+    out: str = ""
+
+
+def parse(arguments: Sequence[str]) -> tuple[dict[str, Any], Path | None]:
+    """What `evaluate` is given, from name=value, and the folder for scores, if one is named.
+
+    Raises:
+        InputError: for another form, a name that there is not, or a value that is none.
+    """
+    options, known = Options(), [one.name for one in fields(Options)]
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not equals or name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]}=...?" if close else f"there are {', '.join(known)}"
+            raise InputError(f"options are name=value, got {argument!r}: {hint}")
+        setattr(options, name, value)
+    if options.chat not in ("true", "false"):
+        raise InputError(f"chat must be one of true, false, got {options.chat!r}")
+    asked = {
+        "benchmarks": [name for name in options.benchmarks.split(",") if name],
+        "source": options.source,
+        "root": Path(options.root or os.environ.get("BADS_DATA", "data")),
+        "limit": _whole("limit", options.limit) if options.limit else None,
+        "shots": _whole("shots", options.shots),
+        "chat": options.chat == "true",
+        "batch": _whole("batch", options.batch),
+        "adapter": Path(options.adapter) if options.adapter else None,
+        "device": resolve_device(options.device),
+    }
+    return asked, Path(options.out) if options.out else None
+
+
+def _whole(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise InputError(f"{name} must be a whole number, got {text!r}") from error
+
+
+def places(name: str) -> tuple[str, Path | None]:
+    """The model that the command is given, and the folder of its run, if it is a run's.
+
+    Args:
+        name: folder of a run of task=llm or of a model, or a model's id.
+
+    Raises:
+        InputError: if it is a folder without a model.
+    """
+    given = Path(name)
+    if not given.exists() and not given.is_absolute() and name.count("/") <= 1:
+        return name, None
+    for folder in (given, given / MODEL):
+        if any((folder / file).is_file() for file in (CONFIG, "config.json")):
+            run = folder.parent
+            return str(folder), run if (run / RESULTS).is_file() else None
+    raise InputError(
+        f"{name} holds no model: give the folder of a finished run of task=llm, or a folder with "
+        f"config.json and *.safetensors, or with {CONFIG}"
+    )
+
+
+def table(scores: Mapping[str, Scores]) -> str:
+    """The scores as text."""
+    columns = ("accuracy", "stderr", "acc_norm", "stderr", "questions")
+    lines = ["benchmark".ljust(15) + "".join(f"{name:>10}" for name in columns)]
+    for name, one in scores.items():
+        numbers = (one.accuracy, one.stderr, one.normalised, one.normalised_stderr)
+        shown = "".join(f"{'-' if x is None else format(x, '.4f'):>10}" for x in numbers)
+        of = "" if one.count == one.of else f" of {one.of:,}, evenly spaced"
+        cut = f"; {one.cut} of them cut at the model's length" if one.cut else ""
+        lines.append(f"{name:15}{shown}{one.count:>10,}{of}{cut}")
+    return "\n".join(lines)
+
+
+def write(folder: Path, model: str, asked: Mapping[str, Any], scores: Mapping[str, Scores]) -> Path:
+    """Write the scores with what they were measured with; returns the file."""
+    names = ("lm-eval", "transformers", "datasets")
+    about = {
+        "model": model,
+        "model_version": folder_version(Path(model)) if Path(model).is_dir() else None,
+        **{key: str(value) if isinstance(value, Path | torch.device) else value
+           for key, value in asked.items()},
+        "benchmarks": {name: asdict(one) for name, one in scores.items()},
+        "versions": versions() | {name: version(name) for name in names},
+    }  # fmt: skip
+    make_folder(folder, "out")
+    path = folder / SCORES
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Exit codes as of `inference.run`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m inference.benchmarks",
+        description="Benchmark scores of a causal language model.",
+        epilog=OPTIONS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", help="folder of a run of task=llm or of a model, or a model's id")
+    parser.add_argument("options", nargs="*", metavar="name=value", help="see below")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    with exit_codes():
+        asked, out = parse(given.options)
+        model, run = places(given.model)
+        scores = evaluate(model, **asked)
+        print(table(scores))
+        if folder := out or run:
+            print(f"in {write(folder, model, asked, scores)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""The hand-written twins take our steps; blocks take turns, and ratios are within a round."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.step_cost import __main__ as command
+from benchmarks.step_cost import by_hand, ours, peers, problems, worker
+from benchmarks.step_cost.problems import Problem
+from inference.reproduce.cost import WorkerError
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.head = nn.Linear(36, 16), nn.BatchNorm1d(16), nn.Linear(16, 10)
+
+    def forward(self, images):
+        return self.head(self.norm(self.first(images.flatten(1))).relu())
+
+
+SMALL = Problem(Small, (1, 6, 6), 64, 24, (16, 8), 3)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def steps_that_show(monkeypatch):
+    """Steps as long as they can be, so that whatever differs is seen after a few."""
+    monkeypatch.setitem(problems.PROBLEMS, "small", SMALL)
+    monkeypatch.setattr(problems, "THETA_STEP", 1e-3)
+    monkeypatch.setattr(problems, "PHI_STEP", 1e-3)
+    monkeypatch.setattr(problems, "W_STEP", 0.2)
+
+
+@pytest.mark.parametrize(
+    "name", ["joint, instance", "joint, network", "normalised restarted, instance"]
+)
+def test_a_twin_draws_what_the_kernel_draws(name):
+    networks = [SMALL.build(CPU) for _ in range(2)]
+    start = [p.detach().clone() for p in networks[0].parameters()]
+    kernel = ours.kernel(name, SMALL, networks[0], *SMALL.sets(CPU))
+    step = by_hand.build(f"by hand: {name}", SMALL, networks[1], *SMALL.sets(CPU))
+    for _ in range(3 * problems.WINDOW):  # past restarts
+        kernel.step()
+        step()
+    pairs = zip(start, *(network.parameters() for network in networks), strict=True)
+    for before, mine, twin in pairs:
+        assert (mine - before).abs().max() > 1e-3
+        torch.testing.assert_close(mine, twin, rtol=1e-4, atol=1e-5)
+
+
+def test_the_twin_of_weights_moves_them_alike():
+    network = SMALL.build(CPU)
+    kernel = ours.kernel("joint, instance", SMALL, network, *SMALL.sets(CPU))
+    generator = torch.Generator().manual_seed(problems.SEED)
+    loop = by_hand.Loop(SMALL.build(CPU), *SMALL.sets(CPU), SMALL.batches, generator)
+    made = []
+    real = by_hand.InstanceTable
+
+    class Kept(real):
+        def __init__(self, loop):
+            super().__init__(loop)
+            made.append(self)
+
+    by_hand.InstanceTable = Kept
+    try:
+        step = by_hand.joint_instance(loop)
+    finally:
+        by_hand.InstanceTable = real
+    for _ in range(10):
+        kernel.step()
+        step()
+    table = kernel.latents.tables["w"]
+    assert table.value.std() > 0.1
+    torch.testing.assert_close(table.value, made[0].logit, rtol=1e-4, atol=1e-4)
+    (total,) = (plate_sum.total for plate_sum in kernel.latents.sums.values())
+    torch.testing.assert_close(total, made[0].total, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*by_hand.BY_HAND, *ours.OURS])
+def test_every_method_takes_steps_that_stay_finite(name):
+    network = SMALL.build(CPU)
+    build = ours.kernel if name in ours.OURS else by_hand.build
+    made = build(name, SMALL, network, *SMALL.sets(CPU))
+    step = made.step if name in ours.OURS else made
+    for _ in range(3):
+        step()
+    assert all(bool(p.isfinite().all()) for p in network.parameters())
+
+
+@pytest.mark.parametrize("name", peers.PEERS)
+def test_a_peer_takes_steps_where_it_is_installed(name):
+    if importlib.util.find_spec(name.partition(":")[0]) is None:
+        pytest.skip("not installed")
+    peers.load(name)
+    step = peers.build(name, SMALL, SMALL.build(CPU), *SMALL.sets(CPU))
+    for _ in range(3):
+        step()
+
+
+def test_a_worker_says_what_is_not_installed(monkeypatch, capsys):
+    monkeypatch.setitem(peers.MODULES, "betty: one-step bi-level", ["betty_that_is_not_there"])
+    worker.main(["betty: one-step bi-level", "small", "cpu"])
+    assert "not installed" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_a_worker_answers_with_time_and_memory(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("2\n0\n"))
+    worker.main(["base", "small", "cpu"])
+    _, answer, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert last["held_mib"] > 0
+    assert answer["processor_s"] > 0 and answer["seconds"] > 0
+
+
+def test_methods_take_turns_and_one_that_fails_is_named(monkeypatch):
+    asked = []
+
+    class Fake:
+        def __init__(self, name, module, *arguments):
+            if name == "broken":
+                raise WorkerError("broken: not installed")
+            self.name = name
+
+        def block(self, steps):
+            asked.append((self.name, steps))
+            if steps == 0:
+                return {"held_mib": 2.0 if self.name == "base" else 3.0}
+            seconds = len(asked) * (2.0 if self.name == "ours" else 1.0)
+            return {"seconds": seconds, "processor_s": seconds, "peak_mib": 8.0}
+
+        def close(self):
+            asked.append((self.name, "closed"))
+
+    monkeypatch.setattr(command, "StepProcess", Fake)
+    monkeypatch.setattr(command, "WARM_UP", 1)
+    found = command.measure("small", ["base", "ours", "broken"], 2, "cpu")
+    turns = [("base", 3), ("ours", 3)] * 3
+    last = [("base", 0), ("ours", 0), ("base", "closed"), ("ours", "closed")]
+    assert asked == [*turns, *last]
+    assert set(found.failed) == {"broken"} and set(found.blocks) == {"base", "ours"}
+    row = command.summary(found, 3, "processor_s")["ours"]
+    assert row["time"] == [12 / 5, (8 / 3 + 12 / 5) / 2, 8 / 3]
+    assert row["memory"] == 1.0 and row["held"] == 1.5
+    assert "| broken | broken: not installed" in command.table({}, found.failed)
