@@ -44,6 +44,9 @@ from bads_ppl.workers import Report, choose_workers, run_side_by_side
 
 log = logging.getLogger(__name__)
 
+TABLES = ("memory", "disk")
+"""Where local latents may be held."""
+
 CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
 
 
@@ -169,8 +172,8 @@ def run_chains(
         raise InputError(f"chains must be at least 1, got {chains}")
     if seed < 0:
         raise InputError(f"seed must be 0 or more, got {seed}")
-    if table not in ("memory", "disk"):
-        raise InputError(f"table must be 'memory' or 'disk', got {table!r}")
+    if table not in TABLES:
+        raise InputError(f"table must be one of {', '.join(TABLES)}, got {table!r}")
     about = {
         "settings": settings or {},
         **(facts or {}),

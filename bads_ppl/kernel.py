@@ -164,8 +164,8 @@ class MinibatchKernel(Moves):
         meta_batch = min(50, len(self.meta)) if self.meta_batch is None else self.meta_batch
         check_batch_size(train_batch, len(self.train), "train")
         check_batch_size(meta_batch, len(self.meta), "meta")
-        self.ranks.check_share(train_batch, "train")
-        self.ranks.check_share(meta_batch, "meta")
+        self.ranks.check_share(train_batch, len(self.train), "train")
+        self.ranks.check_share(meta_batch, len(self.meta), "meta")
         rows = [torch.arange(n, device=self.train.device) for n in (train_batch, meta_batch)]
         self.latents = Latents.find(
             self.program, self.train.batch(rows[0]), self.meta.batch(rows[1]), self.folder

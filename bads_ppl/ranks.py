@@ -125,18 +125,19 @@ class Ranks:
         self.wait()
         return result
 
-    def check_share(self, batch: int, name: str) -> None:
-        """Refuse a batch that cannot be shared out evenly.
+    def check_share(self, batch: int, size: int, name: str) -> None:
+        """Refuse a batch of a set of `size` points that cannot be shared out evenly.
 
         Raises:
             InputError: with sizes that can.
         """
         if batch % self.size:
             below = batch - batch % self.size
-            fit = f"{below} or {below + self.size}" if below else str(self.size)
+            fit = [str(one) for one in (below, below + self.size) if 0 < one <= size]
+            remedy = f"take {' or '.join(fit)}" if fit else f"the {name} set has {size} only"
             raise InputError(
                 f"{name}_batch must be a multiple of the number of processes, {self.size}, got "
-                f"{batch}: take {fit}"
+                f"{batch}: {remedy}, or let each process run chains of its own (parallel=chains)"
             )
 
     @torch.no_grad()

@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from inference.folder import NOT_SETTINGS
 from inference.runs import Run
 
 CONFIDENCE = 0.95
 
-_NO_SETTING = {
-    *("run_dir", "resume", "overwrite", "device", "data", "cache", "checkpoint_seconds", "hydra"),
-}
+_NO_SETTING = {*NOT_SETTINGS, "hydra"} - {"steps", "chains"}
 """Options by which runs of one experiment may differ: where and how, not what."""
 _NO_TASK_SETTING = {"label", "sparsity", "seed", "_target_"}
 """Options of a task's configuration that do not make it another task."""
@@ -234,4 +233,4 @@ def make_arms(runs: Sequence[Run], metric: str) -> list[Arm]:
 
 def bounds(metric: str) -> tuple[float, float] | None:
     """The range of a metric that is a share."""
-    return (0.0, 1.0) if metric == "accuracy" else None
+    return (0.0, 1.0) if metric in ("accuracy", "benchmark") else None

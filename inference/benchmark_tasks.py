@@ -71,14 +71,11 @@ def file_tasks(root: Path, name: str, *, limit: int | None, shots: int) -> Bench
     asked: dict[str, list[Question]] = {}
     for one in evenly(tests, limit):
         asked.setdefault(_subject(one), []).append(one)
-    tasks = {
-        subject: _file_task(
-            f"{name}_{subject}" if subject else name,
-            some,
-            [one for one in examples if _subject(one) == subject],
-        )
-        for subject, some in asked.items()
-    }
+    tasks = {}
+    for subject, some in asked.items():
+        shown = [one for one in examples if _subject(one) == subject]
+        _check_shots(name, subject, len(shown), shots)
+        tasks[subject] = _file_task(f"{name}_{subject}" if subject else name, some, shown)
     return BenchmarkTasks(_with_shots(tasks, name, shots), len(tests), "files")
 
 
@@ -146,7 +143,10 @@ def _file_task(name: str, questions: Sequence[Question], examples: Sequence[Ques
     from datasets import Dataset, DatasetDict
     from lm_eval.api.task import ConfigurableTask
 
-    splits = {"test": questions, "examples": examples or questions[:1]}
+    splits = {
+        "test": questions,
+        "examples": examples or questions[:1],
+    }  # no split may be empty; without examples none are shown
     made = DatasetDict(
         {split: Dataset.from_list([_row(one) for one in some]) for split, some in splits.items()}
     )
@@ -213,14 +213,17 @@ def _asked(task: Any) -> str:
     return str(task.config.test_split or task.config.validation_split)
 
 
+def _check_shots(name: str, subject: str, there: int, shots: int) -> None:
+    if shots > there:
+        what = f"{name}, {subject}," if subject else name
+        raise InputError(
+            f"{what} has {there} examples to show, got shots={shots}: take at most {there}"
+        )
+
+
 def _with_shots(tasks: dict[str, Any], name: str, shots: int) -> dict[str, Any]:
     for subject, task in tasks.items():
-        there = len(task.fewshot_docs()) if shots else 0
-        if shots > there:
-            what = f"{name}, {subject}," if subject else name
-            raise InputError(
-                f"{what} has {there} examples to show, got shots={shots}: take at most {there}"
-            )
+        _check_shots(name, subject, len(task.fewshot_docs()) if shots else 0, shots)
         task.set_config("num_fewshot", shots)
         task.set_fewshot_seed(FEWSHOT_SEED)
     return tasks

@@ -19,8 +19,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bads_ppl.atomic import atomic_path, make_folder
 from bads_ppl.device import resolve_device
 from bads_ppl.errors import InputError
@@ -43,6 +41,7 @@ OPTIONS = f"""options (name=value):
   adapter     folder of an adapter to put on the model
   device      auto (default) | cpu | cuda | mps
   out         folder for {SCORES}; default: the run's; without a run: none, scores are printed
+  overwrite   true replaces scores of a benchmark that was asked otherwise; default false
 """
 
 
@@ -60,10 +59,26 @@ class Options:
     adapter: str = ""
     device: str = "auto"
     out: str = ""
+    overwrite: str = "false"
 
 
-def parse(arguments: Sequence[str]) -> tuple[dict[str, Any], Path | None]:
-    """What `evaluate` is given, from name=value, and the folder for scores, if one is named.
+@dataclass(frozen=True)
+class Request:
+    """What the command is asked for.
+
+    Attributes:
+        asked: arguments of `evaluate`.
+        out: folder for scores, if one is named.
+        overwrite: whether scores that were asked otherwise may be replaced.
+    """
+
+    asked: dict[str, Any]
+    out: Path | None
+    overwrite: bool
+
+
+def parse(arguments: Sequence[str]) -> Request:
+    """What is asked for, from name=value.
 
     Raises:
         InputError: for another form, a name that there is not, or a value that is none.
@@ -76,8 +91,9 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, Any], Path | None]:
             hint = f"did you mean {close[0]}=...?" if close else f"there are {', '.join(known)}"
             raise InputError(f"options are name=value, got {argument!r}: {hint}")
         setattr(options, name, value)
-    if options.chat not in ("true", "false"):
-        raise InputError(f"chat must be one of true, false, got {options.chat!r}")
+    for name in ("chat", "overwrite"):
+        if getattr(options, name) not in ("true", "false"):
+            raise InputError(f"{name} must be one of true, false, got {getattr(options, name)!r}")
     asked = {
         "benchmarks": [name for name in options.benchmarks.split(",") if name],
         "source": options.source,
@@ -89,7 +105,8 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, Any], Path | None]:
         "adapter": Path(options.adapter) if options.adapter else None,
         "device": resolve_device(options.device),
     }
-    return asked, Path(options.out) if options.out else None
+    out = Path(options.out) if options.out else None
+    return Request(asked, out, options.overwrite == "true")
 
 
 def _whole(name: str, text: str) -> int:
@@ -134,22 +151,72 @@ def table(scores: Mapping[str, Scores]) -> str:
     return "\n".join(lines)
 
 
-def write(folder: Path, model: str, asked: Mapping[str, Any], scores: Mapping[str, Scores]) -> Path:
-    """Write the scores with what they were measured with; returns the file."""
+def earlier(folder: Path, model: str, request: Request) -> dict[str, Any]:
+    """Scores of the same model that a folder has and that stay: of other benchmarks.
+
+    Raises:
+        InputError: if it has scores of one of these benchmarks that was asked otherwise.
+    """
+    try:
+        found = json.loads((folder / SCORES).read_text(encoding="utf-8"))
+        same = found["model"] == model and found["model_version"] == _version(model)
+        there, how = found["benchmarks"], found["asked"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    if not same:
+        return {}
+    now = _options(request)
+    for name in request.asked["benchmarks"]:
+        if name in there and how[name] != now and not request.overwrite:
+            differ = [f"{key}={value}" for key, value in how[name].items() if value != now[key]]
+            raise InputError(
+                f"{folder / SCORES} has scores of {name} with {', '.join(differ)}: take "
+                "overwrite=true to replace them, or out=<another folder>"
+            )
+    return {name: (one, how[name]) for name, one in there.items()}
+
+
+def write(
+    folder: Path,
+    model: str,
+    request: Request,
+    scores: Mapping[str, Scores],
+    kept: Mapping[str, Any],
+) -> Path:
+    """Write the scores, with how each benchmark was asked; returns the file.
+
+    Args:
+        folder: gets the file.
+        model: that was asked.
+        request: how.
+        scores: by benchmark.
+        kept: what `earlier` found.
+    """
     names = ("lm-eval", "transformers", "datasets")
+    entries = {**kept, **{name: (asdict(one), _options(request)) for name, one in scores.items()}}
     about = {
         "model": model,
-        "model_version": folder_version(Path(model)) if Path(model).is_dir() else None,
-        **{key: str(value) if isinstance(value, Path | torch.device) else value
-           for key, value in asked.items()},
-        "benchmarks": {name: asdict(one) for name, one in scores.items()},
+        "model_version": _version(model),
+        "asked": {name: how for name, (_, how) in entries.items()},
+        "benchmarks": {name: one for name, (one, _) in entries.items()},
         "versions": versions() | {name: version(name) for name in names},
-    }  # fmt: skip
+    }
     make_folder(folder, "out")
     path = folder / SCORES
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def _version(model: str) -> str | None:
+    return folder_version(Path(model)) if Path(model).is_dir() else None
+
+
+def _options(request: Request) -> dict[str, Any]:
+    """What scores depend on, JSON-able."""
+    names = ("source", "limit", "shots", "chat", "adapter")
+    found = {name: request.asked[name] for name in names}
+    return found | {"adapter": None if found["adapter"] is None else str(found["adapter"])}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -165,12 +232,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     with exit_codes():
-        asked, out = parse(given.options)
+        request = parse(given.options)
         model, run = places(given.model)
-        scores = evaluate(model, **asked)
+        folder = request.out or run
+        kept = earlier(folder, model, request) if folder else {}
+        scores = evaluate(model, **request.asked)
         print(table(scores))
-        if folder := out or run:
-            print(f"in {write(folder, model, asked, scores)}")
+        if folder:
+            print(f"in {write(folder, model, request, scores, kept)}")
     return 0
 
 

@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from bads_ppl.chains import ChainResult, chain_generator, global_seed, run_chains
+from bads_ppl.chains import TABLES, ChainResult, chain_generator, global_seed, run_chains
 from bads_ppl.checks import check_network
 from bads_ppl.device import resolve_device
 from bads_ppl.errors import Diverged, InputError
@@ -145,6 +145,7 @@ def prepare(
     """
     check_settings(config)
     device = resolve_device(config.device)
+    _check_machine(config, device, ranks)
     plan = Plan(
         config.steps,
         config.burn_in,
@@ -217,6 +218,18 @@ def _model(config: DictConfig) -> Model:
     own = config.method.model
     program: Model = build(config.model, "model") if own is None else build(own, "method.model")
     return program
+
+
+def _check_machine(config: DictConfig, device: torch.device, ranks: Ranks) -> None:
+    if config.table not in TABLES:
+        raise InputError(f"table must be one of {', '.join(TABLES)}, got {config.table!r}")
+    if config.table == "disk" and device.type != "cpu":
+        raise InputError(f"table=disk needs the CPU, got device={device}: take table=memory")
+    if not ranks.alone and config.workers not in (None, 1):
+        raise InputError(
+            f"workers must be 1 in a run of {ranks.size} processes, got {config.workers}: leave "
+            "them out"
+        )
 
 
 def _maker(

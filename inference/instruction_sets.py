@@ -107,26 +107,29 @@ def read_sources(
     return found
 
 
-def find_instructions(root: Path, source: str) -> dict[str, Path]:
-    """The public sources and benchmarks in a folder, by name: all that there are of either.
+def find_instructions(
+    root: Path, source: str, *, sources: Sequence[str], target: str
+) -> dict[str, Path]:
+    """Public sources and a benchmark in a folder, by name.
 
     Args:
         root: the data folder.
         source: as `data.source`; nothing is downloaded whatever it says.
+        sources: names of `EXAMPLES`.
+        target: one of `BENCHMARKS`.
 
     Raises:
         InputError: if one is missing.
     """
-    there = find_examples(root)
-    files = {name: Path(root) / form.file for name, form in BENCHMARKS.items()}
-    missing = [name for name in EXAMPLES if name not in there]
-    missing += [name for name, path in files.items() if not path.is_file()]
+    found = {name: Path(root) / EXAMPLES[name].file for name in sources}
+    found[target] = Path(root) / BENCHMARKS[target].file
+    missing = [name for name, path in found.items() if not path.is_file()]
     if missing:
         raise InputError(
             f"{', '.join(missing)} cannot be found in {root.absolute()}: put their files there "
             "(docs/llm.md), or name another folder with data.root (BADS_DATA)"
         )
-    return there | files
+    return found
 
 
 def thinned(source: Instructions, count: int | None, seed: int) -> Instructions:

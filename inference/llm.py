@@ -29,7 +29,13 @@ from inference.instruction_sets import (
     thinned,
     without_targets,
 )
-from inference.instructions import Conversation, Instructions, OnError, find_examples
+from inference.instructions import (
+    Conversation,
+    Instructions,
+    OnError,
+    find_examples,
+    repeated,
+)
 from inference.llm_outputs import Delivery, Row, Selected
 from inference.made_instructions import MADE, made_instructions
 from inference.next_tokens import Ask, NextTokens
@@ -128,7 +134,7 @@ def llm(
     reading = Reading(on_error, empty)
     place = Path(root)
     if questions != 0:
-        _check_asked(target, questions)
+        _check_asked(target, questions, split)
     named = _named(train, sources)
     made = source == "generated" or (
         source == "auto" and not (named or meta or target) and not find_examples(place)
@@ -159,7 +165,7 @@ def llm(
             "mean nothing elsewhere",
             *notes,
         )
-    others = [] if made else _others(place, named, reading)
+    others = [] if made else _others(place, named, reading, aim)
     folder, pretrained, told = _model(
         model, size, vocabulary, pretraining, chosen, others, made, cache, device, max_tokens
     )
@@ -181,7 +187,12 @@ def llm(
     )
 
 
-def _check_asked(target: str | None, questions: int | None) -> None:
+def _check_asked(target: str | None, questions: int | None, split: str) -> None:
+    if split != "test":
+        raise InputError(
+            f"task.data.questions={questions} are test questions, got split={split}: leave them at "
+            "0 where settings are chosen"
+        )
     if target not in BENCHMARKS:
         raise InputError(
             f"task.data.questions={questions} are of a benchmark, got task.target={target}: take "
@@ -251,13 +262,17 @@ def _read_notes(sources: Sequence[Instructions]) -> list[str]:
     ]
 
 
-def _others(root: Path, named: Mapping[str, str], reading: Reading) -> list[Conversation]:
-    """Conversations of the examples that are no sources: to learn a language from."""
+def _others(
+    root: Path, named: Mapping[str, str], reading: Reading, aim: Target
+) -> list[Conversation]:
+    """Conversations of the examples that are no sources, nor the target's: to learn from."""
     if not named:
         return []
     rest = {name: name for name in find_examples(root) if name not in named.values()}
     found = read_sources(root, rest, reading) if rest else []
-    return [one for source in found for one in source.conversations]
+    whole = [one for source in found for one in source.conversations]
+    known = set(repeated(whole, [*aim.meta, *aim.validation, *aim.test]))
+    return [one for place, one in enumerate(whole) if place not in known]
 
 
 # ------------------------------------------------------------------------------------ the model

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from bads_ppl.atomic import atomic_path
 from bads_ppl.selection import Selection
-from inference.folder import MODEL, SELECTED, WEIGHTED
+from inference.embeddings import folder_version
+from inference.folder import MODEL, SCORES, SELECTED, WEIGHTED
 from inference.instructions import Conversation
+from inference.next_tokens import best_kept
 from inference.scoring import Ended
 from inference.text_sources import generator
 from models.pretrained import read_tokenizer
@@ -78,9 +80,13 @@ class Delivery:
         self._model(folder / MODEL, selection, ended, about)
 
     def _chosen(self, selection: Selection, count: int) -> NDArray[np.int64]:
-        """Positions of the selected examples, in the order of the data."""
+        """Positions of the selected examples, in the order of the data.
+
+        A sample has no example of weight 0, so that it may have fewer.
+        """
         if self.selected == "top":
             return np.sort(selection.top(count).positions)
+        count = min(count, int((selection.mean > 0).sum()))
         # The k largest log w + Gumbel noise are k draws without replacement (Vieira, 2014).
         with np.errstate(divide="ignore"):
             keys = np.log(selection.mean) + generator(self.seed, "selected").gumbel(
@@ -104,11 +110,11 @@ class Delivery:
     def _model(
         self, target: Path, selection: Selection, ended: Sequence[Ended], about: Mapping[str, Any]
     ) -> None:
-        kept = [one.measure.kept(one.network) for one in ended]
-        network, told = max(kept, key=lambda pair: float(pair[1].accuracy))
+        network, told = best_kept(ended)
         sources = np.array([source for source, _, _ in self.rows])
         names = dict.fromkeys(sources.tolist())
         means = {name: float(selection.mean[sources == name].mean()) for name in names}
+        before = folder_version(target) if target.is_dir() else None
         with new_folder(target) as temporary:
             read_tokenizer(self.base).save_pretrained(temporary)
             network.save(temporary)
@@ -123,3 +129,5 @@ class Delivery:
             )
             (temporary / "README.md").write_text(card, encoding="utf-8")
             shutil.rmtree(target, ignore_errors=True)  # of a run that was summed up before
+        if folder_version(target) != before:  # what was asked before is of another model
+            (target.parent / SCORES).unlink(missing_ok=True)

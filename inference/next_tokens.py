@@ -94,13 +94,19 @@ class NextTokens:
                     "accuracy_last": last.accuracy,
                     "loss_last": last.loss,
                     "validation_accuracy": chosen,
-                    **(self.ask(kept) if self.ask else {}),
                 }
             )
-        return Scored({**mean_over_chains(found), "count": len(test)})
+        asked = self.ask(best_kept(ended)[0]) if self.ask else {}
+        return Scored({**mean_over_chains(found), **asked, "count": len(test)})
 
     def figures(self, metrics: Metrics) -> dict[str, Figure]:
         return {"test_accuracy": plots.accuracy_over_steps(metrics)}
+
+
+def best_kept(ended: Sequence[Ended]) -> tuple[Any, Told]:
+    """The network to keep of all chains, and how well it tells the validation set."""
+    kept = [one.measure.kept(one.network) for one in ended]
+    return max(kept, key=lambda pair: float(pair[1].accuracy))
 
 
 class TokenMeasure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from inference.cifar import load_cifar10
@@ -141,6 +142,7 @@ TITLES = {
 }
 
 OPEN_LLAMA = "openlm-research/open_llama_3b_v2"
+"""A model whose weights are pickles is refused: save it as safetensors first."""
 
 
 def mnist(meta_per_class: int = 25) -> Setting:
@@ -247,7 +249,7 @@ def llm(target: str) -> Setting:
         f"llm-{target}",
         TITLES[target],
         (f"instructions for {target}",),
-        find_instructions,
+        partial(find_instructions, sources=SOURCES, target=target),
         options={
             "trial": (*built, *few, "task.data.per_source=20", "task.data.questions=8"),
             "small": (

@@ -7,6 +7,8 @@ import pandas as pd
 from inference.report_figures import over_steps
 from inference.reproduce.cost import PLAIN
 from inference.reproduce.results import Results, groups
+from inference.reproduce.settings import Setting
+from inference.runs import Run
 
 
 def by_step(results: Results) -> pd.DataFrame:
@@ -28,7 +30,6 @@ def at_the_end(results: Results) -> pd.DataFrame:
     """A row per run: what its results say, and where they are."""
     rows = []
     for key, arm in results.arms.items():
-        score = results.settings[key.setting].score
         for run in arm.runs:
             weights = {
                 f"mean_weight_{group}": run.number(f"groups.{group}.mean_weight")
@@ -40,8 +41,7 @@ def at_the_end(results: Results) -> pd.DataFrame:
                     "seed": run.value("seed"),
                     "dataset": run.value("dataset"),
                     "steps": run.value("steps"),
-                    f"test_{score.name}_last": run.number(score.final),
-                    f"test_{score.name}_averaged": run.number(f"test.{score.name}"),
+                    **_scores(run, results.settings[key.setting]),
                     **weights,
                     "auc_right": run.number("right.auc"),
                     "ms_per_step": run.number("cost.ms_per_step"),
@@ -49,6 +49,16 @@ def at_the_end(results: Results) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
+
+
+def _scores(run: Run, setting: Setting) -> dict[str, float]:
+    """Test scores of a run by column: of the last iterate and averaged, or of the network kept."""
+    found: dict[str, float] = {}
+    for score in (setting.score, *setting.also):
+        entry = f"test.{score.name}"
+        columns = {"": entry} if score.kept else {"_last": score.final, "_averaged": entry}
+        found |= {f"test_{score.name}{end}": run.number(name) for end, name in columns.items()}
+    return found
 
 
 def by_round(results: Results) -> pd.DataFrame:

@@ -167,6 +167,7 @@ def test_the_end_of_a_process_is_told_by_the_other(tmp_path):
         (2, 7, 4, "train_batch must be a multiple of the number of processes, 2, got 7: take 6 or"),
         (4, 8, 6, "meta_batch must be a multiple of the number of processes, 4, got 6: take 4 or"),
         (9, 8, 9, "train_batch must be a multiple of the number of processes, 9, got 8: take 9"),
+        (99, 8, 9, "got 8: the train set has .* only, or .*parallel=chains"),
     ],
 )
 def test_batches_that_cannot_be_shared_are_refused_with_sizes_that_can(size, train, meta, message):

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from bads_ppl.errors import InputError
 from inference.benchmark_files import BENCHMARKS, benchmark_splits, conversation, read_benchmark
 from inference.benchmark_scores import Score, Scores, evaluate
-from inference.benchmark_tasks import FEWSHOT_SEED
+from inference.benchmark_tasks import FEWSHOT_SEED, file_tasks
 from inference.benchmarks import main, parse, table
 from inference.run import compose_run
 from inference.run import run as run_once
@@ -504,7 +504,8 @@ def test_the_command_writes_scores_beside_the_results(run, root, capsys, caplog)
         )
     ]
     assert row.endswith("6 of 9, evenly spaced") and not err and not caplog.records
-    assert (found["limit"], found["shots"], found["source"]) == (6, 0, "auto")
+    how = found["asked"]["mmlu"]
+    assert (how["limit"], how["shots"], how["source"]) == (6, 0, "auto")
     assert found["versions"]["lm-eval"]
     before = (run / "benchmarks.json").read_text()
     assert main([str(run / "model"), *asked]) == 0  # the folder below is the same run's
@@ -542,7 +543,41 @@ def test_scores_of_a_model_stand_where_one_says(folder, adapter, root, tmp_path,
     assert sorted(path.name for path in folder.iterdir()) == files  # its version stays the same
     assert main([*asked, f"out={tmp_path / 'scores'}"]) == 0
     found = json.loads((tmp_path / "scores" / "benchmarks.json").read_text())
-    assert found["adapter"] == str(adapter) and found["model"] == str(folder)
+    assert found["asked"]["arc_easy"]["adapter"] == str(adapter)
+    assert found["model"] == str(folder)
+
+
+def test_scores_of_other_benchmarks_stay_and_others_are_not_replaced_unsaid(run, root, capsys):
+    def scores() -> dict:
+        return json.loads((run / "benchmarks.json").read_text())
+
+    where = [f"root={root}", "device=cpu"]
+    assert main([str(run), "benchmarks=mmlu", *where]) == 0
+    whole = scores()["benchmarks"]["mmlu"]
+    assert main([str(run), "benchmarks=arc_easy", "limit=4", *where]) == 0
+    both = scores()
+    assert both["benchmarks"]["mmlu"] == whole and both["benchmarks"]["arc_easy"]["count"] == 4
+    assert [both["asked"][name]["limit"] for name in ("mmlu", "arc_easy")] == [None, 4]
+    with pytest.raises(SystemExit):
+        main([str(run), "benchmarks=mmlu", "limit=2", *where])
+    assert "scores of mmlu with limit=None: take overwrite=true" in capsys.readouterr().err
+    assert scores() == both
+    assert main([str(run), "benchmarks=mmlu", "limit=2", "overwrite=true", *where]) == 0
+    assert scores()["benchmarks"]["mmlu"]["count"] == 2
+    other = {**scores(), "model_version": "another model's"}
+    (run / "benchmarks.json").write_text(json.dumps(other))
+    assert main([str(run), "benchmarks=arc_easy", *where]) == 0
+    assert list(scores()["benchmarks"]) == ["arc_easy"]
+
+
+def test_a_question_is_never_shown_with_its_answer(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [row for row in mmlu(rng) if row["split"] != "dev" or row["subject"] == SUBJECTS[0]]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / BENCHMARKS["mmlu"].file).write_bytes(gzip.compress(text.encode()))
+    with pytest.raises(InputError, match=f"{SUBJECTS[1]}, has 0 examples to show, got shots=1"):
+        file_tasks(tmp_path, "mmlu", limit=None, shots=1)
+    assert file_tasks(tmp_path, "mmlu", limit=None, shots=0).of
 
 
 @pytest.mark.parametrize(

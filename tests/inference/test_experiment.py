@@ -409,6 +409,7 @@ def test_overwrite_replaces_the_run_and_spares_what_no_run_wrote(finished, comma
         "model.window=0",
         "weights.group=v",
         "method.prior_scale=0",
+        "table=disc",
     ],
 )
 def test_a_mistake_beside_overwrite_does_not_cost_the_old_run(mistake, finished, command, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -17,7 +18,7 @@ from bads_ppl.data import Data
 from bads_ppl.errors import InputError
 from bads_ppl.selection import Selection
 from inference import next_tokens
-from inference.folder import MODEL, SELECTED, WEIGHTED, WRITTEN
+from inference.folder import MODEL, SCORES, SELECTED, WEIGHTED, WRITTEN
 from inference.instruction_sets import shuffled
 from inference.instructions import Instructions, Message
 from inference.llm import llm
@@ -25,6 +26,7 @@ from inference.llm_outputs import Delivery
 from inference.made_instructions import made_instructions
 from inference.next_tokens import NextTokens
 from inference.tasks import Task
+from models.causal import Causal
 from models.chat import SIZES, Chat, build_folder
 from models.language import IGNORED
 
@@ -260,6 +262,10 @@ def test_a_benchmark_is_the_target_and_examples_are_the_sources(cache):
         ({"tested": 0}, "task.data.tested must be at least 1, got 0"),
         ({"selected": "best"}, "task.data.selected must be one of top, sample, got 'best'"),
         ({"meta": None, "test": None, "target": "mmlu", "questions": -1}, "at least 0, got -1"),
+        (
+            {"target": "mmlu", "questions": 5, "split": "validation"},
+            "questions=5 are test questions, got split=validation",
+        ),
         ({"questions": 5}, "task.data.questions=5 are of a benchmark, got task.target=None"),
         ({"shuffle": ["nowhere"]}, "no sources: they are near, far"),
         ({"target": "mmlu"}, "leave one of them out"),
@@ -460,3 +466,51 @@ def test_examples_are_sampled_in_proportion_to_their_weight():
     assert np.abs(shares - expected).max() < 4 * (0.25 / len(first)) ** 0.5
     assert all(chosen(seed, 3).tolist() == [1, 2, 3] for seed in range(20))  # none twice
     assert chosen(5, 2).tolist() == chosen(5, 2).tolist()
+    assert chosen(5, 4).tolist() == [1, 2, 3]  # none of weight 0
+
+
+def test_a_built_model_does_not_learn_the_target(make, tmp_path, monkeypatch):
+    """Of the examples that are no sources it reads all but those that are selected for."""
+    seen = []
+
+    def pretrained(folder, conversations, **options):
+        seen.extend((one[0].content, one[1].content) for one in conversations)
+        return folder
+
+    monkeypatch.setattr("inference.llm.pretrained_causal", pretrained)
+    others = [(f"Tell {k}.", f"It is {k}.") for k in range(30)]
+    rows = [{"instruction": prompt, "output": response} for prompt, response in others]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "alpaca_sample_15k.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    make(
+        root=str(tmp_path),
+        meta=written(tmp_path / "mine.jsonl", others[:8]),
+        test=written(tmp_path / "theirs.jsonl", others[8:12]),
+        pretraining=1,
+    )
+    assert sorted(seen) == sorted(others[12:])
+
+
+def test_scores_of_another_model_go_with_it(tmp_path):
+    base = build_folder(tmp_path / "cache", ["a b"], "tiny", 270)
+    network = Causal(base, pretrained=False)
+    kept = SimpleNamespace(kept=lambda _: (network, next_tokens.Told(0.5, 1.0)))
+    ended = [SimpleNamespace(measure=kept, network=network)]
+    draws = [np.array([[0.2, 0.9]], dtype=np.float32)]
+    selection = Selection.from_draws(np.arange(2), draws)
+    rows = [("one", str(k), (Message("user", "a"), Message("assistant", "b"))) for k in (0, 7)]
+    about = {
+        "sparsity": 0.5,
+        "method": "bads",
+        "settings": {},
+        "data": {"target": "x", "model": ""},
+    }
+    deliver = Delivery(rows, base)
+    deliver(tmp_path, selection, ended, about)
+    (tmp_path / SCORES).write_text("{}")
+    deliver(tmp_path, selection, ended, about)  # summed up again, the model is the same
+    assert (tmp_path / SCORES).exists()
+    with torch.no_grad():
+        next(network.parameters()).add_(1.0)
+    deliver(tmp_path, selection, ended, about)
+    assert not (tmp_path / SCORES).exists()

@@ -112,6 +112,15 @@ class TestGrouping:
         assert section.differing == ["model.auxiliary"]
         assert [arm.score.count for arm in section.arms] == [2, 2]
 
+    def test_where_runs_ran_makes_no_difference(self, tmp_path):
+        for seed, where in enumerate(({}, {"table": "disk"}, {"parallel": "fsdp", "workers": 1})):
+            folder = write_run(tmp_path, seed=seed)
+            config = yaml.safe_load((folder / "config.yaml").read_text())
+            (folder / "config.yaml").write_text(yaml.safe_dump(config | where))
+        (section,) = make_sections(find_runs(tmp_path))
+        (arm,) = section.arms
+        assert arm.score.count == 3 and not section.differing
+
     def test_repeated_seed_counts_once_and_is_named(self, tmp_path):
         write_run(tmp_path / "a", accuracy=0.8)
         write_run(tmp_path / "b", accuracy=0.6)

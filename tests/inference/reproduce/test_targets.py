@@ -7,6 +7,7 @@ from inference.reproduce.cases import METHODS, Key, Method, every_method
 from inference.reproduce.jobs import Place
 from inference.reproduce.results import Costs, Results
 from inference.reproduce.settings import SIZES, SOURCES, llm, mnist
+from inference.reproduce.tables import at_the_end
 from inference.reproduce.targets import TARGETS
 from inference.run import compose_run
 
@@ -113,6 +114,13 @@ def test_scores_at_the_end_are_drawn_by_benchmark_and_score(tuned):
         bars = [line.get_xdata() for line in one.lines if len(line.get_xdata()) == 2]
         half = 4.303 * (5 if means == (40, 25) else 10) / 3**0.5
         assert bars[0] == pytest.approx([means[0] - half, min(100, means[0] + half)], abs=0.01)
+
+
+def test_numbers_of_the_network_kept_stand_in_one_column_a_score(tuned):
+    end = at_the_end(tuned)
+    assert [name for name in end if name.startswith("test_")] == ["test_benchmark", "test_accuracy"]
+    (row,) = end.query("setting == 'llm-mmlu' and method == 'bads'")[1:2].to_dict("records")
+    assert (row["test_benchmark"], row["test_accuracy"]) == pytest.approx((0.4, 0.81))
 
 
 def test_mean_weights_are_drawn_by_source(tuned):
