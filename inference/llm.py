@@ -143,7 +143,7 @@ def llm(
         if named or meta or test or target:
             raise InputError("data.source=generated takes no files: leave out sources and target")
         offered, aim = made_instructions()
-        name = MADE
+        per_source, name = None, MADE
     else:
         aim = read_target(
             place,
@@ -154,11 +154,12 @@ def llm(
             seed=seed,
             reading=reading,
         )
-        offered = [thinned(one, per_source, seed) for one in read_sources(place, named, reading)]
+        offered = read_sources(place, named, reading)
         name = f"instructions for {aim.name}"
-    chosen, notes = without_targets(offered, aim, remove=remove_meta)
+    whole, notes = without_targets(offered, aim, remove=remove_meta)
+    chosen = [thinned(one, per_source, seed) for one in whole]
     chosen = _with_trouble(chosen, shuffle, seed)
-    notes = (*_read_notes(chosen), *aim.warnings, *notes)
+    notes = (*_read_notes(whole), *aim.warnings, *notes)
     if made:
         notes = (
             f"dataset is {MADE!r}, made on the spot: it shows that things run, and its numbers "
@@ -167,7 +168,7 @@ def llm(
         )
     others = [] if made else _others(place, named, reading, aim)
     folder, pretrained, told = _model(
-        model, size, vocabulary, pretraining, chosen, others, made, cache, device, max_tokens
+        model, size, vocabulary, pretraining, whole, others, made, cache, device, max_tokens
     )
     return _of_conversations(
         name,

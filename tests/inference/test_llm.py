@@ -202,6 +202,7 @@ def test_a_source_is_shuffled_on_demand_and_thinned_by_the_seed(make):
     assert plain.texts[near:] == trouble.texts[near:]
     assert sum(a != b for a, b in zip(plain.texts[:near], trouble.texts[:near], strict=True)) > 25
     few = [make(seed, per_source=5) for seed in range(3)]
+    assert len({one.network["folder"] for one in few}) == 1  # one tokenizer, that of all examples
     assert all(len(one.train) <= 10 and one.groups["far"].sum() == 5 for one in few)
     assert len({tuple(one.texts) for one in few}) == 3
 
@@ -367,7 +368,10 @@ def test_a_run_leaves_weights_the_selected_examples_and_the_model(run, cache):
     assert selected[0]["messages"][-1]["role"] == "assistant"
     model = AutoModelForCausalLM.from_pretrained(folder / MODEL)
     assert model.config.hidden_size == 16
-    chats = [Chat(place, 99) for place in (folder / MODEL, *cache.glob("llama*"))]
+    chats = [
+        Chat(place, 99)
+        for place in (folder / MODEL, *(path.parent for path in cache.glob("llama*/config.json")))
+    ]
     said = [[(one["role"], one["content"]) for one in selected[0]["messages"]]]
     assert chats[0].vocabulary == 400
     assert any(chats[0].encode(said).ids == chat.encode(said).ids for chat in chats[1:])
