@@ -353,7 +353,7 @@ def test_a_folder_with_a_chain_is_not_overwritten(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"table": "ram"}, "table must be 'memory' or 'disk', got 'ram'"),
+        ({"table": "ram"}, "table must be one of memory, disk, got 'ram'"),
         ({"settings": {"sparsity": 0.2}}, "its settings is .*expected .*0.2"),
         ({"seed": 1}, "its seed is 0, expected 1"),
         ({"data": two_sets(5)}, "its train is"),

@@ -635,7 +635,8 @@ def test_a_hub_that_does_not_answer(root, folder, monkeypatch, tmp_path):
 
 def test_the_data_folder_is_that_of_the_environment(monkeypatch):
     monkeypatch.setenv("BADS_DATA", "there")
-    assert parse([])[0]["root"] == Path("there") and parse(["root=here"])[0]["root"] == Path("here")
+    assert parse([]).asked["root"] == Path("there")
+    assert parse(["root=here"]).asked["root"] == Path("here")
 
 
 # -------------------------------------------------------------------------------------- real files
