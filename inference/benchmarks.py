@@ -8,13 +8,12 @@ results.json. Exit codes as of `inference.run`.
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from inference.benchmark_files import BENCHMARKS
 from inference.benchmark_scores import Scores, evaluate
 from inference.embeddings import folder_version
 from inference.folder import MODEL, RESULTS, SCORES
+from inference.named_values import read_options
 from inference.outcome import versions
 from inference.run import exit_codes
 from models.lora import CONFIG
@@ -83,14 +83,7 @@ def parse(arguments: Sequence[str]) -> Request:
     Raises:
         InputError: for another form, a name that there is not, or a value that is none.
     """
-    options, known = Options(), [one.name for one in fields(Options)]
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if not equals or name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]}=...?" if close else f"there are {', '.join(known)}"
-            raise InputError(f"options are name=value, got {argument!r}: {hint}")
-        setattr(options, name, value)
+    options = read_options(Options, arguments)
     for name in ("chat", "overwrite"):
         if getattr(options, name) not in ("true", "false"):
             raise InputError(f"{name} must be one of true, false, got {getattr(options, name)!r}")

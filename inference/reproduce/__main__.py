@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 
 from bads_ppl.errors import InputError
 from bads_ppl.workers import available_cores
+from inference.named_values import read_options
 from inference.reproduce.cases import METHODS
 from inference.reproduce.jobs import Job, Place, State
 from inference.reproduce.page import OUTCOMES, Missing, folder_of, write_index, write_target
@@ -67,23 +67,6 @@ class Request:
     do: str
     parallel: int
     overwrite: bool
-
-
-def parse(arguments: Sequence[str]) -> Options:
-    """The options from name=value.
-
-    Raises:
-        InputError: for another form, or a name that there is not.
-    """
-    options, known = Options(), [one.name for one in fields(Options)]
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if not equals or name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]}=...?" if close else f"there are {', '.join(known)}"
-            raise InputError(f"options are name=value, got {argument!r}: {hint}")
-        setattr(options, name, value)
-    return options
 
 
 def check(options: Options) -> Request:
@@ -270,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("options", nargs="*", metavar="name=value", help="see below")
     given: list[Any] = parser.parse_args(arguments).options
     try:
-        options = parse(given)
+        options = read_options(Options, given)
         if not options.target:
             _one_of("size", options.size, list(SIZES))
             print(f"{parser.format_usage()}\n{OPTIONS}\n{listing(options.size)}")

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from bads_ppl.errors import InputError
+from inference.named_values import read_options
 from inference.reproduce import __main__ as command
 from inference.reproduce import queue
 from inference.reproduce.__main__ import main
@@ -78,7 +79,7 @@ def test_runs_with_other_settings_are_neither_used_nor_replaced_unasked(
     arguments, started, write_run, tmp_path, capsys
 ):
     options = [*arguments, "seeds=0", "methods=bads"]
-    request = command.check(command.parse(options))
+    request = command.check(read_options(command.Options, options))
     case = Case(mnist(25), METHODS["bads"])
     write_run(case, 0, request.place, finished=False, changed=["model.window=7"])
     assert main(options) == 1 and started == []
