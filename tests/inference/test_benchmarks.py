@@ -518,8 +518,9 @@ def test_the_command_writes_scores_beside_the_results(run, root, capsys, caplog)
 def test_a_run_is_scored_by_the_model_that_it_leaves(call, root, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(SIZES, "tiny", SMALL)
     options = ["task=llm", "data.source=generated", "task.data.vocabulary=400", "steps=2",
-               "burn_in=1", "thinning=1", "chains=1", "sampler.train_batch=4",
-               "task.data.tested=5", f"cache={tmp_path / 'cache'}"]  # fmt: skip
+               "task.data.pretraining=0", "burn_in=1", "thinning=1", "chains=1",
+               "sampler.train_batch=4", "task.data.tested=5",
+               f"cache={tmp_path / 'cache'}"]  # fmt: skip
     for name, more in (("full", []), ("lora", ["backbone.tune=lora", "backbone.rank=2"])):
         done = call(*options, f"run_dir={tmp_path / name}", *more)
         assert done.code == 0, done.err

@@ -37,6 +37,7 @@ RUN = (
     "task=llm",
     "data.source=generated",
     "task.data.vocabulary=400",
+    "task.data.pretraining=0",
     "task.data.tested=20",
     "steps=4",
     "burn_in=2",
@@ -354,7 +355,7 @@ def test_examples_without_a_response_cannot_be_scored():
 
 
 def test_a_run_leaves_weights_the_selected_examples_and_the_model(run, cache):
-    folder = run("task.data.pretraining=0", "sparsity=0.1")
+    folder = run("sparsity=0.1")
     found, table = results(folder), pd.read_parquet(folder / "weights.parquet")
     assert list(found["test"])[:2] == ["accuracy", "loss"]
     assert set(found["groups"]) == {"sums", "sentences", "wrong"} == set(table["group"])
