@@ -20,8 +20,9 @@ from torch import Tensor
 from bads_ppl.adaptation import Adaptation
 from bads_ppl.data import Data
 from bads_ppl.errors import Diverged, InputError, RanksError
+from bads_ppl.graphs import Graphs, Outcome, obstacle
 from bads_ppl.latents import Latents
-from bads_ppl.minibatches import ImportanceMinibatches, UniformMinibatches, check_batch_size
+from bads_ppl.minibatches import ImportanceMinibatches, Rows, UniformMinibatches, check_batch_size
 from bads_ppl.moves import Moves
 from bads_ppl.primitives import Revert
 from bads_ppl.program import Program
@@ -71,6 +72,10 @@ class MinibatchKernel(Moves):
             Metropolis-adjusted acceptance rate on the minibatch comes near this value; frozen
             afterwards. None: step sizes stay as given.
         thinning: steps per draw, warm-up draws too, when run by `pyro.infer.MCMC`.
+        cuda_graph: record steps as CUDA graphs (`bads_ppl.graphs`); they do the same, sooner. None:
+            on CUDA, where nothing in a step waits for the device, in one process, and where the
+            program does not change with the steps. A program and an `augment` must then draw
+            random numbers from tensors' generators only, and depend on tensors only.
         folder: for files that hold local latents in place of memory (`bads_ppl.sites.new_table`).
         generator: source of data order and noise, on the device of the data.
         ranks: the processes that run this chain together, each on a share of every batch; all of
@@ -96,6 +101,7 @@ class MinibatchKernel(Moves):
         local_steps: int = 1,
         target_acceptance: float | None = None,
         thinning: int = 1,
+        cuda_graph: bool | None = None,
         folder: Path | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
@@ -131,10 +137,12 @@ class MinibatchKernel(Moves):
         self.local_steps = local_steps
         self.target_acceptance = target_acceptance
         self.thinning = thinning
+        self.cuda_graph = cuda_graph
         self.folder = folder
         self.generator = generator
         self.ranks = ranks
         self.steps = 0
+        self.graphs: Graphs | None = None
         self._process = os.getpid()
 
     def draws_at(self, step: int) -> bool:
@@ -204,6 +212,15 @@ class MinibatchKernel(Moves):
             )
         self.potential = torch.tensor(math.nan)
         self.check_adaptation()
+        self.graphs = None
+        needed = obstacle(self.train.device, self.ranks, self.latents)
+        if self.cuda_graph and needed:
+            raise InputError(f"cuda_graph=true needs {needed}: leave it out")
+        if needed is None and self.cuda_graph is not False:
+            self.graphs = Graphs(self._update, self.generator, self._tensors)
+
+    def constants(self) -> tuple[Any, ...]:
+        return (*super().constants(), self.latents.constants(self.steps + 1))
 
     def check_adaptation(self) -> None:
         """Refuse to adapt what has no density or no warm-up."""
@@ -260,9 +277,29 @@ class MinibatchKernel(Moves):
         """
         if self.steps == 0:
             check_stiffness(self)
-        rows = self.train_rows.next()
+        rows, meta = self.train_rows.next(), self.meta_rows.next().index
+        if self.graphs is None:
+            outcome = self._update(rows, meta)
+        else:
+            adapts = self.target_acceptance is not None and self.steps < self.warmup_steps
+            outcome = self.graphs.run(None if adapts else self.constants(), rows, meta)
+        self.potential, self.latents.terms = outcome.potential, outcome.terms
+        self.latents.count_step(outcome.means)
+        self.steps += 1
+        if self.steps <= self.warmup_steps:
+            self._warm_up(rows, meta)
+
+    def _warm_up(self, rows: Rows, meta_rows: Tensor) -> None:
+        if self.target_acceptance is not None:
+            train, meta = self.train.batch(rows.index), self.meta.batch(meta_rows)
+            self.adaptation.update(self, train, meta)
+        if self.steps == self.warmup_steps:
+            self.end_warmup()
+
+    def _update(self, rows: Rows, meta_rows: Tensor) -> Outcome:
+        """Move all groups on a minibatch; nothing that a replayed graph would leave out."""
         train = self.train.view(rows.index, self.generator, rows.importance).shared(self.ranks)
-        meta = self.meta.view(self.meta_rows.next().index, self.generator).shared(self.ranks)
+        meta = self.meta.view(meta_rows, self.generator).shared(self.ranks)
         latents = self.latents
         repeats = None if rows.distinct else first_occurrence(rows.index)
         held = None
@@ -272,21 +309,18 @@ class MinibatchKernel(Moves):
                 latents.backward_rows(train, meta, held)
                 with torch.no_grad():
                     self._move_tables(train.whole, repeats)
-        self.potential = latents.backward(train, meta, held)
+        potential = latents.backward(train, meta, held)
         with torch.no_grad():
             self._move_networks()
             for name, site in latents.globals.items():
                 assert site.value.grad is not None
                 self._move(name, [site.value], [site.value.grad], self.states[name])
             self._move_tables(train.whole, repeats)
-        self.steps += 1
-        for name, other in latents.finish_step(self.steps, repeats):
+        means = latents.commit_means()
+        for name, other in latents.finish_step(self.steps + 1, repeats):
             for key, kept in self.states[other].items():
                 torch._foreach_copy_(self.states[name][key], kept)
-        if self.steps <= self.warmup_steps:
-            self.adaptation.update(self, train.whole, meta.whole)
-            if self.steps == self.warmup_steps:
-                self.end_warmup()
+        return Outcome(potential, latents.terms, means)
 
     # what the outside sees
 
@@ -315,7 +349,7 @@ class MinibatchKernel(Moves):
         Raises:
             RanksError: with what differs between them.
         """
-        state = dict(self.latents.tensors()) | dict(self._state_tensors())
+        state = self._tensors()
         parts = {name.removeprefix("latents/") for name, _, _ in self._shared_out()}
         state = {name: tensor for name, tensor in state.items() if name not in parts}
         apart = self.ranks.apart(state | {"generator": self.generator.get_state()})
@@ -391,6 +425,10 @@ class MinibatchKernel(Moves):
                     yield f"latents/moves/{group}/{parameter}", network.shards, number
                 for key in self.states.get(group, {}):
                     yield f"state/{group}/{key}/{number}", network.shards, number
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """The live tensors of the state, by name."""
+        return dict(self.latents.tensors()) | dict(self._state_tensors())
 
     def _state_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The sampler's own state, by name."""

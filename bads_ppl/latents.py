@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyro
 import torch
@@ -22,7 +23,7 @@ from torch.utils._pytree import tree_map
 
 from bads_ppl.data import Batch
 from bads_ppl.errors import InputError
-from bads_ppl.primitives import Restart, Revert
+from bads_ppl.primitives import Revert
 from bads_ppl.program import Program
 from bads_ppl.sites import (
     GlobalSite,
@@ -281,16 +282,29 @@ class Latents:
             if plate_sum.table == table_name:
                 plate_sum.add(table.transform(new) - table.constrained.detach(), share)
 
+    def constants(self, step: int) -> tuple[Any, ...]:
+        """What step `step` (from 1) depends on beside tensors."""
+        copied = tuple(site.copied_after(step) for site in self.networks.values())
+        return (copied, *(mean.constants for mean in self.means.values()))
+
+    @torch.no_grad()
+    def commit_means(self) -> list[RunningMean]:
+        """After all groups moved: running means take in their values; returns those that did."""
+        return [mean for mean in self.means.values() if mean.commit()]
+
+    def count_step(self, means: list[RunningMean]) -> None:
+        """Count a step that these means took a value in."""
+        self.steps += 1
+        for mean in means:
+            mean.count += 1
+
     @torch.no_grad()
     def finish_step(self, step: int, repeats: Repeats | None = None) -> list[tuple[str, str]]:
-        """After all groups moved: commit statistics, restart companions. `step` counts from 1.
+        """After all groups moved: commit sums, restart companions. `step` counts from 1.
 
         Returns the names of companions that were copied, each with the network it was copied from.
         """
-        self.steps = step
         copied: list[tuple[str, str]] = []
-        for mean in self.means.values():
-            mean.commit()
         for plate_sum in self.sums.values():
             if plate_sum.pending is None or plate_sum.memory is None:
                 continue
@@ -303,19 +317,15 @@ class Latents:
             plate_sum.memory[index] = value
             plate_sum.pending = None
         for network in self.networks.values():
-            companion = network.companion
-            if companion is None:
+            if not network.copied_after(step):
                 continue
-            if isinstance(companion, Restart) and (
-                companion.every is None or step % companion.every
-            ):
-                continue
-            other = self.networks[companion.network]
+            assert network.companion is not None
+            other = self.networks[network.companion.network]
             torch._foreach_copy_(network.parameters, other.parameters)
             if network.moves is not None:
                 torch._foreach_add_(network.parameters, network.moves)
             else:
-                copied.append((network.name, companion.network))
+                copied.append((network.name, other.name))
             for mine, theirs in zip(network.module.buffers(), other.module.buffers(), strict=True):
                 mine.copy_(theirs)
         return copied

@@ -96,6 +96,14 @@ class Moves(MCMCKernel):
         temperature: float = self.temperatures[group]
         return temperature
 
+    def constants(self) -> tuple[Any, ...]:
+        """All that this step's moves depend on beside tensors, `steps` among it where it counts.
+
+        A step that is recorded as a CUDA graph is replayed where these are the same.
+        """
+        rates = tuple((self.rate(group), self.heat(group)) for group in self.schedules)
+        return (*rates, self.steps < self.warmup_steps)
+
     # the moves
 
     def _move_networks(self) -> None:

@@ -67,7 +67,8 @@ class PreconditionedSGLD(MinibatchKernel):
                 share = (1 / (visits + 1)).clamp_(min=1 - self.decay)
                 square.add_((grad**2 - square) * share)
                 visits.add_(1)
-            state["root"] = self._roots(group, state["square"])
+            for kept, new in zip(state["root"], self._roots(group, state["square"]), strict=True):
+                kept.copy_(new)
         root = state["root"]
         for grad, part in zip(grads, root, strict=True):
             grad.mul_(part**2)

@@ -82,6 +82,12 @@ class NetworkSite:
             # It has no backward pass of its own.
             self.call = torch.no_grad()(lambda *args, **kwargs: module(*args, **kwargs))
 
+    def copied_after(self, step: int) -> bool:
+        """Whether it is made from its network again after `step` (from 1)."""
+        if isinstance(self.companion, Restart):
+            return self.companion.every is not None and step % self.companion.every == 0
+        return self.companion is not None
+
     def log_prior(self) -> Tensor:
         """Log p(theta), () with its graph."""
         terms = [q.log_prob(p) for q, p in zip(self.priors, self.parameters, strict=True)]
@@ -252,16 +258,24 @@ class RunningMean:
             return self.values[0]
         return self.values[: min(self.count, self.window)].mean()
 
-    def commit(self) -> None:
+    @property
+    def constants(self) -> tuple[float, ...]:
+        """What `mean` and `commit` depend on beside tensors."""
+        if self.kind == "exponential":  # a plain average at first
+            return (min(self.count, 1), max(1 / self.window, 1 / (self.count + 1)))
+        return (min(self.count, self.window), self.count % self.window)
+
+    def commit(self) -> bool:
+        """Put what is pending among the values, if anything is; the caller counts it."""
         if self.pending is None:
-            return
+            return False
+        _, place = self.constants
         if self.kind == "exponential":
-            share = max(1 / self.window, 1 / (self.count + 1))  # a plain average at first
-            self.values.lerp_(self.pending.reshape(1), share)
+            self.values.lerp_(self.pending.reshape(1), place)
         else:
-            self.values[self.count % self.window] = self.pending
-        self.count += 1
+            self.values[int(place)] = self.pending
         self.pending = None
+        return True
 
 
 Repeats = tuple[Tensor, Tensor]

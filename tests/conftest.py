@@ -11,7 +11,14 @@ import torch
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow ones first: a long test that starts last leaves the other processes idle."""
+    """The slow ones first: a long test that starts last leaves the other processes idle.
+
+    Those for an accelerator are left out where there is none.
+    """
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs an accelerator"))
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 

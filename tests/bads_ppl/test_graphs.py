@@ -1,0 +1,331 @@
+from contextlib import nullcontext
+from functools import partial
+
+import pytest
+import torch
+
+from bads_ppl import (
+    SGHMC,
+    SGLD,
+    CyclicalSGLD,
+    Data,
+    InstanceWeights,
+    NormalPrior,
+    Parts,
+    PreconditionedSGLD,
+    SparsityPrior,
+    WeightNetwork,
+    bind,
+)
+from bads_ppl.errors import InputError
+from bads_ppl.graphs import Graphs, Outcome, waits
+from bads_ppl.minibatches import Rows
+from bads_ppl.primitives import running_mean, steps_taken
+from bads_ppl.schedules import Warmdown
+from models import joint, normalised
+from models.lenet5 import LeNet5
+
+CLIP = {"theta": 0.3, "w": 3.0}
+
+
+def simple_mean(train, meta, parts):
+    joint(train, meta, parts)
+    running_mean("mean", train.total(train.target.float()), window=4, kind="simple")
+
+
+CASES = {
+    "joint": (joint, "instance", SGLD, {"minibatches": "importance", "clip": CLIP}),
+    "local steps": (joint, "instance", SGLD, {"local_steps": 3}),
+    "network": (joint, "network", SGLD, {}),
+    "reverted": (normalised, "instance", SGLD, {"minibatches": "importance"}),
+    "restarted": (
+        partial(normalised, auxiliary="restarted", window=7),
+        "network",
+        partial(SGHMC, friction={"theta": 0.3, "phi": 1.0}),
+        {},
+    ),
+    "preconditioned": (normalised, "instance", PreconditionedSGLD, {}),
+    "cyclical": (joint, "instance", partial(CyclicalSGLD, cycle=8), {}),
+    "simple mean": (simple_mean, "instance", SGLD, {}),
+    "adapted": (joint, "network", SGLD, {"target_acceptance": 0.8}),
+    "warmdown": (joint, "network", SGLD, {"step_size": Warmdown(1e-4, 1e-5, 25)}),
+}
+
+
+def made(name, device="cpu", **options):
+    model, kind, sampler, given = CASES[name]
+    g = torch.Generator().manual_seed(1)
+    train, meta = (
+        Data(
+            torch.randn(count, 1, 28, 28, generator=g),
+            torch.randint(10, (count,), generator=g),
+            name=what,
+        ).to(device)
+        for count, what in ((90, "train"), (30, "meta"))
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        network = LeNet5(width=2)
+        weights = InstanceWeights(mean=0.2)
+        if kind == "network":
+            weights = WeightNetwork(network.head.in_features, 10, initial=0.2).to(device)
+    parts = Parts(network.to(device), weights, SparsityPrior(0.2), prior=NormalPrior(0.3))
+    group = "w" if kind == "instance" else "phi"
+    kernel = sampler(
+        bind(model, parts),
+        **{
+            "step_size": {"theta": 1e-5, group: 1e-3},
+            "temperature": {"theta": 1e-3},
+            "train_batch": 20,
+            "meta_batch": 10,
+            "generator": torch.Generator(device=device).manual_seed(3),
+            **given,
+            **options,
+        },
+    )
+    kernel.setup(30, train, meta)
+    return kernel
+
+
+def recorder(kernel):
+    """Records as CUDA does: nothing happens but at a replay, and then with the constants of old."""
+
+    def host():
+        return kernel.steps, kernel.latents.steps, [m.count for m in kernel.latents.means.values()]
+
+    def put(values):
+        kernel.steps, kernel.latents.steps, counts = values
+        for mean, count in zip(kernel.latents.means.values(), counts, strict=True):
+            mean.count = count
+
+    def record(body):
+        then = host()
+        state, drawn = kernel._tensors(), kernel.generator.get_state()
+        kept = {name: tensor.detach().clone() for name, tensor in state.items()}
+        clipped = {name: count.clone() for name, count in kernel.clipped.items()}
+        outcome = body()
+        with torch.no_grad():
+            for name, tensor in kept.items():
+                state[name].copy_(tensor)
+            for name, count in clipped.items():
+                kernel.clipped[name].copy_(count)
+        kernel.generator.set_state(drawn)
+
+        def replay():
+            now = host()
+            put(then)
+            found = body()
+            put(now)
+            outcome.potential.copy_(found.potential)
+            for term, value in found.terms.items():
+                outcome.terms[term].copy_(value)
+
+        return replay, outcome
+
+    return record
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_steps_from_graphs_are_the_steps_themselves(name):
+    plain, other = made(name), made(name)
+    graphs = Graphs(
+        *(other._update, other.generator, other._tensors),
+        record=recorder(other),
+        syncs=lambda: nullcontext([]),
+    )
+    other.graphs = graphs
+    for _ in range(130):
+        plain.step()
+        other.step()
+        assert float(plain.potential.detach()) == float(other.potential.detach())
+        assert plain.report() == other.report()
+    first, second = plain.state_dict(), other.state_dict()
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
+    assert graphs.graphs
+
+
+def fill(**options):
+    """Graphs of a body that adds to a state, the rows it ran on, and its state."""
+    ran, state = [], {"x": torch.zeros(())}
+
+    def body(rows, meta):
+        ran.append(rows.index.tolist())
+        state["x"] += 1
+        return Outcome(state["x"], {}, [])
+
+    def record(body):
+        outcome = Outcome(state["x"], {}, [])
+        return body, outcome
+
+    options = {"record": record, "syncs": lambda: nullcontext([]), **options}
+    graphs = Graphs(body, torch.Generator(), lambda: state, **options)
+    return graphs, ran, state
+
+
+def rows(*index):
+    return Rows(torch.tensor(index), None, True), torch.tensor([0])
+
+
+def test_a_graph_reads_the_rows_of_its_step():
+    graphs, ran, _ = fill()
+    for k in range(6):
+        graphs.run("a", *rows(k, k + 1))
+    assert ran == [[k, k + 1] for k in range(6)]
+    assert len(graphs.graphs) == 1
+
+
+def test_steps_whose_constants_do_not_come_back_are_not_recorded():
+    graphs, ran, _ = fill()
+    for k in range(50):
+        graphs.run(k, *rows(k))
+    assert not graphs.graphs
+    assert len(ran) == 50
+
+
+def test_a_step_that_waits_for_the_device_is_not_recorded():
+    graphs, ran, _ = fill(syncs=lambda: nullcontext(["waited"]))
+    for k in range(5):
+        graphs.run("a", *rows(k))
+    assert len(ran) == 5
+    assert not graphs.graphs
+
+
+def test_a_step_that_cannot_be_recorded_is_refused_with_the_remedy():
+    def record(body):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    graphs, _, _ = fill(record=record)
+    graphs.run("a", *rows(1))
+    graphs.run("a", *rows(1))
+    with pytest.raises(InputError, match=r"not permitted.*take cuda_graph=false"):
+        graphs.run("a", *rows(1))
+
+
+def test_a_step_that_puts_new_tensors_in_place_of_its_state_is_refused():
+    def record(body):
+        state["x"] = state["x"].clone()
+        return body, Outcome(state["x"], {}, [])
+
+    graphs, _, state = fill(record=record)
+    graphs.run("a", *rows(1))
+    graphs.run("a", *rows(1))
+    with pytest.raises(InputError, match=r"state, of \['x'\]"):
+        graphs.run("a", *rows(1))
+
+
+def test_graphs_are_refused_without_cuda():
+    with pytest.raises(InputError, match="cuda_graph=true needs device=cuda, got cpu"):
+        made("joint", cuda_graph=True)
+
+
+def test_there_are_none_where_they_are_not_possible():
+    assert made("joint").graphs is None
+
+
+# ------------------------------------------------------------------------------ on a GPU
+
+
+def close(first, second):
+    for key, value in first.state_dict().items():
+        other = second.state_dict()[key]
+        if value.is_floating_point():
+            torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-6, msg=key)
+        else:
+            assert torch.equal(value, other), key
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CASES)
+def test_recorded_steps_are_the_steps_themselves(name):
+    plain, other = made(name, "cuda", cuda_graph=False), made(name, "cuda")
+    for _ in range(130):
+        plain.step()
+        other.step()
+    assert other.graphs.graphs
+    close(plain, other)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", set(CASES) - {"adapted"})
+def test_the_host_waits_for_nothing_in_a_step(name):
+    kernel = made(name, "cuda", cuda_graph=False)
+    kernel.step()
+    for _ in range(12):
+        with waits() as found:
+            kernel.step()
+        assert not found
+
+
+@pytest.mark.gpu
+def test_what_waits_is_found():
+    value = torch.ones((), device="cuda")
+    with waits() as found:
+        float(value)
+    assert found
+    assert torch.cuda.get_sync_debug_mode() == 0
+
+
+@pytest.mark.gpu
+def test_a_recorded_chain_resumes_where_it_was():
+    whole, first = made("reverted", "cuda"), made("reverted", "cuda")
+    for _ in range(140):
+        whole.step()
+    for _ in range(120):
+        first.step()
+    state = first.state_dict()
+    second = made("reverted", "cuda")
+    second.load_state_dict(state)
+    for _ in range(20):
+        second.step()
+    assert whole.graphs.graphs
+    close(whole, second)
+
+
+@pytest.mark.gpu
+def test_a_program_that_waits_steps_without_graphs():
+    kernel = made("joint", "cuda")
+    program = kernel.program
+
+    def waiting(train, meta):
+        assert float(train.target.sum()) >= 0
+        program(train, meta)
+
+    kernel.program = kernel.latents.program = waiting
+    for _ in range(5):
+        kernel.step()
+    assert not kernel.graphs.works
+    assert kernel.steps == 5
+
+
+@pytest.mark.gpu
+def test_a_program_that_changes_with_the_steps_has_no_graphs():
+    def changing(train, meta, parts):
+        steps_taken()
+        joint(train, meta, parts)
+
+    CASES["changing"] = (changing, "instance", SGLD, {})
+    try:
+        assert made("changing", "cuda").graphs is None
+    finally:
+        del CASES["changing"]
+
+
+@pytest.mark.gpu
+def test_augmented_steps_draw_other_views_every_time():
+    kernel = made("joint", "cuda")
+    seen = torch.zeros(8, device="cuda")
+    count = torch.zeros((), dtype=torch.long, device="cuda")
+
+    def noisy(images, generator):
+        noise = torch.randn(images.shape, generator=generator, device=images.device)
+        seen.index_copy_(0, count.remainder(8).view(1), noise.sum().view(1))
+        count.add_(1)
+        return images + noise
+
+    kernel.train.augment = noisy
+    for _ in range(8):
+        kernel.step()
+    assert kernel.graphs.graphs
+    assert len(set(seen.tolist())) == 8
