@@ -20,7 +20,7 @@ from inference.copying import KEPT, LENGTH, PARTS, SEQUENCES, Renaming, Repeatin
 from inference.instructions import Conversation
 from inference.options import ProxyOptions
 from inference.scores import content_key
-from inference.trained_folders import complete, depends, learned_beside, write_model
+from inference.trained_folders import depends, learned_beside, made_once, write_model
 from models.causal import Causal
 from models.chat import SPECIAL, Chat
 from models.language import IGNORED
@@ -70,22 +70,23 @@ def pretrained_causal(
     }
     key = content_key(more if conversations else about)
     folder = built.with_name(f"{built.name}-pretrained-{key}")
-    if folder.is_dir():
-        return complete(folder)
-    chat = Chat(built, max_tokens)
-    copied = Repeating(chat.vocabulary, SPECIAL.index("<|end|>"), len(SPECIAL)).data()
-    learn = partial(learned_beside, built, options=options, device=device)
-    network, place = learn(
-        "copy", lambda: Causal(built, pretrained=False).to(device), copied, about
-    )
-    if conversations:
-        copier = network
-        said = _every_token(chat, conversations)
-        network, place = learn("say", lambda: copier.train(), said, more)
-    write_model(folder, built, network)
-    if conversations:
-        shutil.rmtree(place, ignore_errors=True)  # the copier may serve for others
-    return folder
+
+    def make() -> None:
+        chat = Chat(built, max_tokens)
+        copied = Repeating(chat.vocabulary, SPECIAL.index("<|end|>"), len(SPECIAL)).data()
+        learn = partial(learned_beside, built, options=options, device=device)
+        network, place = learn(
+            "copy", lambda: Causal(built, pretrained=False).to(device), copied, about
+        )
+        if conversations:
+            copier = network
+            said = _every_token(chat, conversations)
+            network, place = learn("say", lambda: copier.train(), said, more)
+        write_model(folder, built, network)
+        if conversations:
+            shutil.rmtree(place, ignore_errors=True)  # the copier may serve for others
+
+    return made_once(folder, make)
 
 
 def _every_token(chat: Chat, conversations: Sequence[Conversation]) -> Data:

@@ -20,7 +20,7 @@ from bads_ppl.data import Data
 from inference.copying import KEPT, LENGTH, PARTS, SEQUENCES, Copying, Renaming
 from inference.options import ProxyOptions
 from inference.scores import content_key
-from inference.trained_folders import complete, depends, learned_beside, write_model
+from inference.trained_folders import depends, learned_beside, made_once, write_model
 from models.language import IGNORED
 from models.seq2seq import Seq2Seq
 from models.seq2seq_tokens import SPECIAL, Pieces
@@ -77,23 +77,23 @@ def pretrained_folder(
         "lengths": [max_source, max_target],
     }
     folder = built.with_name(f"{built.name}-pretrained-{content_key(more if pairs else about)}")
-    if folder.is_dir():
-        return complete(folder)
-    pieces = Pieces(built, max_source, max_target)
 
-    copied = Copying(pieces.vocabulary, pieces.end, len(SPECIAL)).data()
-    learn = partial(learned_beside, built, options=options, device=device)
-    network, place = learn(
-        "copy", lambda: Seq2Seq(built, pretrained=False).to(device), copied, about
-    )
-    if pairs:
-        copier = network
-        said = _renamed(pieces, pairs)
-        network, place = learn("say", lambda: copier.train(), said, more)
-    write_model(folder, built, network)
-    if pairs:
-        shutil.rmtree(place, ignore_errors=True)  # the copier may serve for other pairs
-    return folder
+    def make() -> None:
+        pieces = Pieces(built, max_source, max_target)
+        copied = Copying(pieces.vocabulary, pieces.end, len(SPECIAL)).data()
+        learn = partial(learned_beside, built, options=options, device=device)
+        network, place = learn(
+            "copy", lambda: Seq2Seq(built, pretrained=False).to(device), copied, about
+        )
+        if pairs:
+            copier = network
+            said = _renamed(pieces, pairs)
+            network, place = learn("say", lambda: copier.train(), said, more)
+        write_model(folder, built, network)
+        if pairs:
+            shutil.rmtree(place, ignore_errors=True)  # the copier may serve for other pairs
+
+    return made_once(folder, make)
 
 
 def _renamed(pieces: Pieces, pairs: Sequence[Pair]) -> Data:

@@ -16,7 +16,7 @@ from bads_ppl.data import Data
 from bads_ppl.errors import InputError
 from inference.fitting import fit, fitted
 from inference.options import ProxyOptions
-from inference.scores import content_key
+from inference.scores import content_key, locked
 from models.language import LanguageModel, token_loss
 from models.tokens import new_folder
 
@@ -82,12 +82,20 @@ def write_model(folder: Path, built: Path, network: nn.Module) -> None:
         network.save(temporary)
 
 
-def complete(folder: Path) -> Path:
-    """The folder of a model that was trained on the spot.
+def made_once(folder: Path, make: Callable[[], None]) -> Path:
+    """The folder of a model that is trained on the spot, by the first of the runs that want it.
+
+    Args:
+        folder: the model's.
+        make: trains it, writes the folder, and removes what only the training needed.
 
     Raises:
-        InputError: if it has no weights.
+        InputError: if it is there without weights.
     """
+    if not folder.is_dir():
+        with locked(folder):
+            if not folder.is_dir():  # else a run that this one waited for has made it
+                make()
     if not any(folder.glob("*.safetensors")):
         raise InputError(f"the model in {folder} lacks its weights: remove it to have it made anew")
     return folder

@@ -66,7 +66,14 @@ OURS = {
 }
 
 
-def kernel(name: str, problem: Problem, network: nn.Module, train: Data, meta: Data) -> Any:
+def kernel(
+    name: str,
+    problem: Problem,
+    network: nn.Module,
+    train: Data,
+    meta: Data,
+    cuda_graph: bool | None = None,
+) -> Any:
     """The kernel, set up and at its first step."""
     ours = OURS[name]
     weights: Any = InstanceWeights(mean=SPARSITY)
@@ -87,6 +94,7 @@ def kernel(name: str, problem: Problem, network: nn.Module, train: Data, meta: D
         train_batch=problem.batches[0],
         meta_batch=problem.batches[1],
         generator=torch.Generator(device=train.device).manual_seed(problems.SEED),
+        cuda_graph=cuda_graph,
         **options,
     )
     made.setup(1 if ours.sampler is PreconditionedSGLD else 0, train, meta)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from bads_ppl.errors import InputError
 from inference import fitting
 from inference.copying import KEPT, LENGTH, PARTS, Copying, Renaming
 from inference.pretraining import pretrained_folder
+from inference.trained_folders import made_once
 from models.language import IGNORED
 from models.seq2seq import Seq2Seq
 from models.seq2seq_tokens import SIZES, SPECIAL, Pieces, build_folder
@@ -121,3 +123,22 @@ def test_a_folder_without_its_weights_is_refused(built):
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match="lacks its weights: remove it"):
         pretrain(built)
+
+
+def test_of_runs_that_want_a_model_at_once_one_makes_it(tmp_path):
+    folder, began = tmp_path / "model", []
+    second = threading.Thread(target=lambda: found.append(made_once(folder, make)))
+    found = []
+
+    def make():
+        began.append(1)
+        if len(began) == 1:
+            second.start()
+            second.join(0.3)  # the other run asks while this one is at work
+        folder.mkdir()
+        (folder / "model.safetensors").touch()
+
+    assert made_once(folder, make) == folder
+    second.join()
+    assert found == [folder]
+    assert len(began) == 1
