@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -105,6 +106,10 @@ class LanguageModel(nn.Module):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # newer versions have another name
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=self._again())
+        for layer in self.model.modules():
+            again = getattr(layer, "_gradient_checkpointing_func", None)
+            if again is not None:
+                layer._gradient_checkpointing_func = partial(_where_kept, again)
 
     def _again(self) -> dict[str, Any]:
         """Options of a checkpoint: there is nothing random, and parameters may be lent."""
@@ -200,6 +205,14 @@ def cut(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # ----------------------------------------------------------------------------------- the model
+
+
+def _where_kept(again: Callable[..., Any], function: Callable[..., Any], *args: Any) -> Any:
+    """A checkpointed call; a plain one where no backward pass follows, for which nothing is kept.
+
+    Checkpoints of torch below 2.12 have no forward mode.
+    """
+    return again(function, *args) if torch.is_grad_enabled() else function(*args)
 
 
 class _Parameters:

@@ -31,7 +31,14 @@ from models.seq2seq_tokens import SIZES, Pieces, build_folder
 NAMES = ("Aarhus Airport", "Alan Bean", "the 11th Mississippi", "José Martí")
 SOURCES = [f"{a} | location | {b}" for a in NAMES for b in NAMES]
 TARGETS = [f"{a} is{' said to be' * (k % 3)} in {b}." for k, a in enumerate(NAMES) for b in NAMES]
-SMALL = {"d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 24, "num_layers": 1}
+SMALL = {
+    "d_model": 16,
+    "d_kv": 8,
+    "num_heads": 2,
+    "d_ff": 24,
+    "num_layers": 1,
+    "feed_forward_proj": "gelu",  # at a kink, rounding alone would change a gradient
+}
 
 
 @pytest.fixture(scope="module")
