@@ -186,4 +186,4 @@ def waits() -> Iterator[list[str]]:
             yield found
         finally:
             torch.cuda.set_sync_debug_mode(before)
-    found += [str(one.message) for one in caught if "synchronizing" in str(one.message)]
+    found += [str(one.message) for one in caught if "called a synchronizing" in str(one.message)]

@@ -62,7 +62,7 @@ def warm_up(step: Step) -> int:
 
 def kernels(step: Step, count: int = 4) -> tuple[float, float]:
     """How many a step has, and how long they take."""
-    with profile(activities=[ProfilerActivity.CUDA]) as run:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as run:
         for _ in range(count):
             step()
         torch.cuda.synchronize()
@@ -75,6 +75,7 @@ def measure(problem: Problem, rounds: int) -> dict[str, Found]:
     steps: dict[str, Step] = {}
     found: dict[str, Found] = {}
     for name, build in problem.arms.items():
+        print(f"warming up: {name}", file=sys.stderr, flush=True)
         torch.cuda.synchronize()
         gc.collect()
         before = torch.cuda.memory_allocated()

@@ -117,7 +117,7 @@ def recorded(loop: Loop, make: Callable[[Loop], Step]) -> Step:
     with torch.cuda.graph(graph):
         step()
 
-    def replay() -> None:
+    def replay(recorded: Step = step) -> None:  # its tensors live as long as the step
         for kept, rows in zip(own, fresh, strict=True):
             kept.copy_(next(rows))
         graph.replay()

@@ -150,6 +150,7 @@ class Case:
             *setting.options[size],
             f"steps={setting.steps[size]}",
             *self.method.options,
+            *setting.by_method.get(self.method.name, ()),
             *preset,
             *((f"method.proxy.steps={self.proxy_steps(size)}",) if changed else ()),
             *self.variant.options(setting, size),
