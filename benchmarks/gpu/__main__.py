@@ -26,7 +26,7 @@ from inference.reproduce.steps import Step
 WARM_UP = 150
 """Steps before the first block at most, and seconds of them: running means settle in 100."""
 
-WARM_UP_MS = 4000.0
+WARM_UP_MS = 15_000.0
 BLOCK_MS = 60.0
 
 

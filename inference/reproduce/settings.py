@@ -207,7 +207,7 @@ def webnlg(kind: str) -> Setting:
     steps = {"trial": 6, "small": 600, "paper": 40_000}
     small = (*task, "task.model=built")
     draws = {"full": ("thinning=100",), "controlled": ()}[kind]  # a draw looks at all points
-    # The prior on the total weight is steep in phi without `normalised`, with many points above all.
+    # The prior on the total weight is steep in phi without `normalised`, most so with many points.
     gentle = {
         "full": {"blo": ("weights.step_size=5e-6",)},
         "controlled": {"bads_joint": ("weights.step_size=1e-4",)},
