@@ -376,6 +376,8 @@ class _ChainState:
         tensors = {f"kernel/{k}": v for k, v in self.kernel.state_dict().items()}
         tensors |= {f"monitor/{k}": together(v) for k, v in self.monitor.state_dict().items()}
         tensors["global_generator"] = torch.get_rng_state()
+        if self.kernel.train.device.type == "cuda":
+            tensors["device_generator"] = torch.cuda.get_rng_state(self.kernel.train.device)
         progress = {"draws": self.draws, "seconds": self.seconds, "metrics": self.metrics}
         if write:
             save_checkpoint(self.path, tensors, {**self.about, **progress})
@@ -401,6 +403,8 @@ class _ChainState:
         self.kernel.load_state_dict(part("kernel/"))
         self.monitor.load_state_dict(part("monitor/"))
         torch.set_rng_state(tensors["global_generator"])
+        if "device_generator" in tensors and self.kernel.train.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["device_generator"], self.kernel.train.device)
         self.draws, self.seconds = saved["draws"], saved["seconds"]
         self.metrics = saved["metrics"]
 

@@ -197,7 +197,11 @@ def peak_memory_mib(device: torch.device) -> float:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    names = ("bads-ppl", "torch", "pyro-ppl", "numpy", "arviz")
-    found = {name: importlib.metadata.version(name) for name in names}
-    return found | {"python": platform.python_version()}
+    """Versions of what the numbers depend on; "not installed" where code runs from its folder."""
+    found = {"python": platform.python_version()}
+    for name in ("bads-ppl", "torch", "pyro-ppl", "numpy", "arviz"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found

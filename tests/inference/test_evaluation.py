@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 from bads_ppl.data import Data
 from bads_ppl.losses import cross_entropy
 from inference.evaluation import TaskMonitor, mean_scores, measures, on_test_set
+from inference.outcome import versions
 from inference.scoring import Classes, accuracy, predictive
 from inference.tasks import Task
 
@@ -273,3 +275,17 @@ def test_a_task_with_classes_has_no_samples(test_set):
     )
     assert scored.numbers == {"accuracy": 0.75, "accuracy_last": 0.75, "count": 4}
     assert next(iter(scored.numbers)) == "accuracy" and scored.samples == ()
+
+
+def test_code_that_is_not_installed_has_no_version_and_results_all_the_same(monkeypatch):
+    known = importlib.metadata.version
+
+    def version(name):
+        if name == "bads-ppl":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return known(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    found = versions()
+    assert found["bads-ppl"] == "not installed"
+    assert found["torch"] == known("torch")
