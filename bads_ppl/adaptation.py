@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from bads_ppl.acceptance import acceptance
-from bads_ppl.data import Batch
 
 if TYPE_CHECKING:
     from bads_ppl.kernel import MinibatchKernel
@@ -43,13 +42,13 @@ class Adaptation:
         """What the group's step size is multiplied by."""
         return math.exp(self.log_factors[group])
 
-    def update(self, kernel: MinibatchKernel, train: Batch, meta: Batch) -> None:
-        """Called after every step of warm-up with its batches (reads from the device)."""
+    def update(self, kernel: MinibatchKernel, train_rows: Tensor, meta_rows: Tensor) -> None:
+        """Called after every step of warm-up with its rows, (B,) each (reads from the device)."""
         if self.target is None or kernel.steps % EVERY:
             return
         self.updates += 1
-        rows = train.index.unique()  # importance minibatches draw some rows twice
-        found = acceptance(kernel, kernel.train.batch(rows), meta, kernel.generator)
+        train = kernel.train.batch(train_rows.unique())  # importance minibatches draw some twice
+        found = acceptance(kernel, train, kernel.meta.batch(meta_rows), kernel.generator)
         for group, probability in found.items():
             self.log_factors[group] += 2 * self.updates**-0.6 * (probability - self.target)
 

@@ -132,6 +132,7 @@ def run_chains(
     size: int | None = None,
     workers: int | None = 1,
     table: Literal["memory", "disk"] = "memory",
+    cuda_graph: bool | None = None,
     ranks: Ranks = ALONE,
     apart: bool = False,
 ) -> list[ChainResult]:
@@ -158,6 +159,8 @@ def run_chains(
             there are cores, where that is of use (`bads_ppl.workers`). 1: all in this process.
         table: where local latents are held. "disk": in a file in the chain's folder, of which
             memory holds what was looked at last; it needs the CPU. Results are the same.
+        cuda_graph: whether steps are recorded as CUDA graphs, see `MinibatchKernel`; None: as each
+            kernel says. Results are the same.
         ranks: processes that call this together, with the same arguments. They run every chain
             together; the kernels must have the same `ranks`.
         apart: each of them runs chains of its own instead, and each has all results in the end.
@@ -194,6 +197,7 @@ def run_chains(
         show = None if bar.disable else _Progress(bar, target)
         runner = _Runner(
             *(make, train, meta, plan, about, resume, weights, size or len(train), target, table),
+            cuda_graph=cuda_graph,
             show=show,
             stop=stop,
             ranks=ALONE if apart else ranks,
@@ -252,6 +256,7 @@ class _Runner:
     size: int
     target: float | None
     table: str
+    cuda_graph: bool | None
     show: Report | None
     stop: list[int]
     ranks: Ranks
@@ -275,6 +280,8 @@ class _Runner:
             torch.manual_seed(global_seed(seed, chain))
             kernel, monitor = self.make(chain, generator)
             kernel.folder = folder if self.table == "disk" else kernel.folder
+            if self.cuda_graph is not None:
+                kernel.cuda_graph = self.cuda_graph
             if kernel.ranks != self.ranks:
                 raise InputError(
                     f"a kernel of {kernel.ranks.size} processes cannot run in a chain of "
@@ -299,6 +306,7 @@ class _Runner:
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in state.metrics))
         self.ranks.wait()
         kernel.ranks = ALONE  # what is asked of it from here on, one process may ask
+        kernel.graphs = None  # they hold the memory of a step
         if not complete:  # else it is only read back
             log.info("chain %d: %d draws, %.1f s", chain, state.draws, state.seconds)
         draws = read_draws(folder, state.draws)

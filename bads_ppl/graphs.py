@@ -10,6 +10,7 @@ the steps in between as they are. Replayed steps draw the numbers that they woul
 from __future__ import annotations
 
 import logging
+import random
 import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -56,25 +57,29 @@ Replay = Callable[[], None]
 
 def obstacle(device: torch.device, ranks: Ranks, latents: Latents) -> str | None:
     """What a kernel would need for its steps to be recorded; None: nothing."""
-    needs = {
-        f"device=cuda, got {device.type}": device.type == "cuda",
-        f"one process, got {ranks.size}": ranks.alone,
-        "a program that does not change with the steps": not latents.changes,
-    }
-    return next((what for what, met in needs.items() if not met), None)
+    if device.type != "cuda":
+        return f"device=cuda, got {device.type}"
+    if not ranks.alone:
+        return f"one process, got {ranks.size}"
+    return "a program that does not change with the steps" if latents.changes else None
 
 
 class Graphs:
     """Runs the steps of one kernel, from graphs where it has one.
 
+    Before the first is recorded, one step is watched: what waits for the device, draws random
+    numbers on the host, or puts new tensors in the place of its state is never recorded.
+
     Args:
         body: the step. It must keep all state in tensors that it changes in place, and may depend
             on nothing but those, the rows, the generators and the constants given to `run`.
-        generator: which the step draws from, beside torch's global one.
+        generator: which the step draws from, beside torch's global one of the device.
         state: the tensors of the state, by name.
+        device: where they are.
+        needed: whether steps that cannot be recorded are an error.
         record: records a function's work; returns what replays it, and the function's result.
-        syncs: whether the host waits for the device in what is done inside of the context; said
-            by a list that is empty or not once the context is left.
+        watch: a context in which waiting for the device is noticed; its list says where, once the
+            context is left.
     """
 
     def __init__(
@@ -82,27 +87,29 @@ class Graphs:
         body: Body,
         generator: torch.Generator,
         state: Callable[[], dict[str, Tensor]],
+        device: torch.device,
+        *,
+        needed: bool = False,
         record: Callable[..., tuple[Replay, Outcome]] | None = None,
-        syncs: Callable[[], AbstractContextManager[list[str]]] | None = None,
+        watch: Callable[[], AbstractContextManager[list[str]]] | None = None,
     ) -> None:
         self.body = body
-        self.generator = generator
         self.state = state
-        self.record = record or Recorder(generator)
-        self.syncs = syncs or waits
+        self.needed = needed
+        self.record = record or Recorder(generator, device)
+        self.watch = watch or waits
         self.rows: tuple[Rows, Tensor] | None = None  # what graphs read; they stay where they are
         self.graphs: dict[Hashable, tuple[Replay, Outcome]] = {}
         self.seen: set[Hashable] = set()
-        self.checked = False
-        self.works = True
+        self.works: bool | None = None  # not known before a step was watched
 
     def run(self, constants: Hashable, rows: Rows, meta: Tensor) -> Outcome:
         """One step. `constants` are all numbers in it; None: they are not known.
 
         Raises:
-            InputError: if a step that did not wait for the device cannot be recorded all the same.
+            InputError: if a step that should be cannot be recorded.
         """
-        if not self.works or constants is None:
+        if self.works is False or constants is None:
             return self.body(rows, meta)
         if constants in self.graphs:
             replay, outcome = self.graphs[constants]
@@ -114,30 +121,48 @@ class Graphs:
                 self.seen.clear()
             self.seen.add(constants)
             return self.body(rows, meta)
-        if not self.checked:
-            with self.syncs() as found:
-                outcome = self.body(rows, meta)
-            self.checked, self.works = True, not found
-            if found:
-                log.info("steps are not recorded as CUDA graphs: the host waits in them")
-            return outcome
+        if self.works is None:
+            return self._watched(rows, meta)
         self._fill(rows, meta)
         assert self.rows is not None
-        own, where = self.rows, self._places()
+        own = self.rows
         try:
             replay, outcome = self.record(lambda: self.body(*own))
         except RuntimeError as error:
             raise InputError(
-                f"a step cannot be recorded as a CUDA graph ({error}): take cuda_graph=false"
+                f"a step cannot be recorded as a CUDA graph ({error}): take cuda_graph=false, in a "
+                "new process; resume=true continues from the last checkpoint"
             ) from error
-        moved = [name for name, place in self._places().items() if where.get(name) != place]
-        if moved:
-            raise InputError(
-                f"a step puts new tensors in the place of its state, of {moved[:3]}, and cannot be "
-                "recorded as a CUDA graph: take cuda_graph=false"
-            )
         self.graphs[constants] = replay, outcome
         replay()  # recording alone does nothing
+        return outcome
+
+    def forget(self) -> None:
+        """Drop all graphs: their constants will not come back."""
+        self.graphs.clear()
+        self.seen.clear()
+
+    def _watched(self, rows: Rows, meta: Tensor) -> Outcome:
+        """A step as it is, after which it is known whether such steps can be recorded."""
+        before, drawn = self._places(), _host_generators()
+        with self.watch() as waited:
+            outcome = self.body(rows, meta)
+        after = self._places()
+        moved = [name for name, place in after.items() if before.get(name) != place]
+        found = None
+        if waited:
+            found = f"the host waits for the device in it, at {waited[0]}"
+        elif moved:
+            found = f"it puts a new tensor in the place of {moved[0]}"
+        elif drawn != _host_generators():
+            found = "it draws random numbers on the host"
+        self.works = found is None
+        if found is not None and self.needed:
+            raise InputError(
+                f"a step cannot be recorded as a CUDA graph: {found}. Leave cuda_graph=true out"
+            )
+        if found is not None:
+            log.info("steps are not recorded as CUDA graphs: of a step, %s", found)
         return outcome
 
     def _fill(self, rows: Rows, meta: Tensor) -> None:
@@ -156,27 +181,38 @@ class Graphs:
         return {name: tensor.data_ptr() for name, tensor in self.state().items()}
 
 
+def _host_generators() -> tuple[bytes, object]:
+    """States of torch's and Python's global generators on the host."""
+    return torch.get_rng_state().numpy().tobytes(), random.getstate()
+
+
 class Recorder:
-    """Records work on the current CUDA device; all graphs of a recorder share their memory.
+    """Records work on a CUDA device; all graphs of a recorder share their memory.
 
     What a graph leaves is therefore good until the next graph runs.
     """
 
-    def __init__(self, generator: torch.Generator) -> None:
+    def __init__(self, generator: torch.Generator, device: torch.device) -> None:
         self.generator = generator
+        self.device = device
         self.pool = torch.cuda.graph_pool_handle()
+        self.stream = torch.cuda.Stream(device)
 
     def __call__(self, body: Callable[[], Outcome]) -> tuple[Replay, Outcome]:
-        graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self.generator)
-        with torch.cuda.graph(graph, pool=self.pool):
-            outcome = body()
+        with torch.cuda.device(self.device):
+            graph = torch.cuda.CUDAGraph()
+            graph.register_generator_state(self.generator)
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+                outcome = body()
         return graph.replay, outcome
 
 
 @contextmanager
 def waits() -> Iterator[list[str]]:
-    """Collects where the host waits for the CUDA device; the list is filled at the end."""
+    """Notices where the host waits for the CUDA device: file and line, once the context is left.
+
+    Warnings of other kinds are shown afterwards.
+    """
     before = torch.cuda.get_sync_debug_mode()
     found: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
@@ -186,4 +222,8 @@ def waits() -> Iterator[list[str]]:
             yield found
         finally:
             torch.cuda.set_sync_debug_mode(before)
-    found += [str(one.message) for one in caught if "called a synchronizing" in str(one.message)]
+    for one in caught:
+        if "called a synchronizing" in str(one.message):
+            found.append(f"{one.filename}:{one.lineno}")
+        elif "Synchronization debug mode" not in str(one.message):
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)

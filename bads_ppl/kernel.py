@@ -72,10 +72,12 @@ class MinibatchKernel(Moves):
             Metropolis-adjusted acceptance rate on the minibatch comes near this value; frozen
             afterwards. None: step sizes stay as given.
         thinning: steps per draw, warm-up draws too, when run by `pyro.infer.MCMC`.
-        cuda_graph: record steps as CUDA graphs (`bads_ppl.graphs`); they do the same, sooner. None:
-            on CUDA, where nothing in a step waits for the device, in one process, and where the
-            program does not change with the steps. A program and an `augment` must then draw
-            random numbers from tensors' generators only, and depend on tensors only.
+        cuda_graph: record steps as CUDA graphs (`bads_ppl.graphs`); they do the same, sooner, and
+            hold the memory of a step. None: where that is possible, which is on CUDA, in one
+            process, where nothing in a step waits for the device, and where the program does not
+            ask for the number of steps. What such a program and an `augment` do may depend on
+            tensors only, and random numbers must come from torch, on the device. True: that, or an
+            error. False: never.
         folder: for files that hold local latents in place of memory (`bads_ppl.sites.new_table`).
         generator: source of data order and noise, on the device of the data.
         ranks: the processes that run this chain together, each on a share of every batch; all of
@@ -215,9 +217,12 @@ class MinibatchKernel(Moves):
         self.graphs = None
         needed = obstacle(self.train.device, self.ranks, self.latents)
         if self.cuda_graph and needed:
-            raise InputError(f"cuda_graph=true needs {needed}: leave it out")
+            raise InputError(f"cuda_graph=true needs {needed}: leave the option out")
         if needed is None and self.cuda_graph is not False:
-            self.graphs = Graphs(self._update, self.generator, self._tensors)
+            self.graphs = Graphs(
+                *(self._update, self.generator, self._tensors, self.train.device),
+                needed=self.cuda_graph is True,
+            )
 
     def constants(self) -> tuple[Any, ...]:
         return (*super().constants(), self.latents.constants(self.steps + 1))
@@ -270,7 +275,9 @@ class MinibatchKernel(Moves):
     # update
 
     def step(self) -> None:
-        """One step of all groups. No value is read back to the host but before the first.
+        """One step of all groups.
+
+        No value is read back to the host but before the first step and where step sizes adapt.
 
         Raises:
             InputError: before the first step, if a step size is too large for the curvature.
@@ -287,14 +294,11 @@ class MinibatchKernel(Moves):
         self.latents.count_step(outcome.means)
         self.steps += 1
         if self.steps <= self.warmup_steps:
-            self._warm_up(rows, meta)
-
-    def _warm_up(self, rows: Rows, meta_rows: Tensor) -> None:
-        if self.target_acceptance is not None:
-            train, meta = self.train.batch(rows.index), self.meta.batch(meta_rows)
-            self.adaptation.update(self, train, meta)
-        if self.steps == self.warmup_steps:
-            self.end_warmup()
+            self.adaptation.update(self, rows.index, meta)
+            if self.steps == self.warmup_steps:
+                self.end_warmup()
+                if self.graphs is not None:
+                    self.graphs.forget()
 
     def _update(self, rows: Rows, meta_rows: Tensor) -> Outcome:
         """Move all groups on a minibatch; nothing that a replayed graph would leave out."""

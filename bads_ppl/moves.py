@@ -3,7 +3,10 @@
     drift <- -eta / 2 * G grad U + sqrt(eta T) G^(1/2) xi,    xi ~ Normal(0, 1)
 
 A sampler says what G is (`precondition`) and how the values follow the drift (`advance`), and
-nothing else: `bads_ppl.sgld` is the smallest. Local latents of a subsampled plate move when their
+nothing else: `bads_ppl.sgld` is the smallest. Its state is in tensors that it changes in place, and
+numbers that change with the steps are in `constants`.
+
+Local latents of a subsampled plate move when their
 row is in the batch: each visited row takes a step of its own exact conditional, so a step costs
 O(B).
 """
@@ -97,9 +100,11 @@ class Moves(MCMCKernel):
         return temperature
 
     def constants(self) -> tuple[Any, ...]:
-        """All that this step's moves depend on beside tensors, `steps` among it where it counts.
+        """All numbers that change with the steps and that this step's moves depend on.
 
-        A step that is recorded as a CUDA graph is replayed where these are the same.
+        A step that is recorded as a CUDA graph is replayed where these are the same. A sampler with
+        further ones, say a friction that anneals with `steps`, adds them:
+        `return (*super().constants(), self.friction_now())`.
         """
         rates = tuple((self.rate(group), self.heat(group)) for group in self.schedules)
         return (*rates, self.steps < self.warmup_steps)

@@ -72,6 +72,7 @@ def select(
     run_dir: str | Path | None = None,
     resume: bool = False,
     workers: int | None = None,
+    cuda_graph: bool | None = None,
     progress: bool | None = None,
 ) -> Selection:
     """Weigh the points of `train` by how well they serve `meta`, and train `network` on them.
@@ -110,6 +111,9 @@ def select(
         run_dir: folder for draws and checkpoints; default a temporary one.
         resume: continue the run in `run_dir`.
         workers: chains at a time, see `run_chains`; default: one per core on a CPU.
+        cuda_graph: record steps on CUDA and replay them, see `MinibatchKernel`; default: where it
+            is possible; False: never, for a network that draws from other generators than torch's
+            or keeps numbers of its own.
         progress: show a progress bar; default: where standard error is a terminal.
 
     Returns:
@@ -191,6 +195,7 @@ def select(
             },
             resume=resume,
             workers=workers,
+            cuda_graph=cuda_graph,
             progress=progress,
             target=sparsity,
         )

@@ -259,21 +259,30 @@ class RunningMean:
         return self.values[: min(self.count, self.window)].mean()
 
     @property
+    def share(self) -> float:
+        """Of the next value in a decayed average, which is a plain one at first."""
+        return max(1 / self.window, 1 / (self.count + 1))
+
+    @property
+    def place(self) -> int:
+        """Of the next value among the last ones."""
+        return self.count % self.window
+
+    @property
     def constants(self) -> tuple[float, ...]:
         """What `mean` and `commit` depend on beside tensors."""
-        if self.kind == "exponential":  # a plain average at first
-            return (min(self.count, 1), max(1 / self.window, 1 / (self.count + 1)))
-        return (min(self.count, self.window), self.count % self.window)
+        if self.kind == "exponential":
+            return (min(self.count, 1), self.share)
+        return (min(self.count, self.window), self.place)
 
     def commit(self) -> bool:
         """Put what is pending among the values, if anything is; the caller counts it."""
         if self.pending is None:
             return False
-        _, place = self.constants
         if self.kind == "exponential":
-            self.values.lerp_(self.pending.reshape(1), place)
+            self.values.lerp_(self.pending.reshape(1), self.share)
         else:
-            self.values[int(place)] = self.pending
+            self.values[self.place] = self.pending
         self.pending = None
         return True
 

@@ -49,7 +49,7 @@ class _Beta(dist.Beta):
     @classmethod
     def of(cls, a: float, b: float, count: int, device: torch.device) -> _Beta:
         """For `count` points."""
-        first, second = torch.tensor([[a], [b]], device=device).expand(2, count)
+        first, second = (torch.full((), x, device=device).expand(count) for x in (a, b))
         made = cls(first, second, validate_args=False)
         made.a, made.b = a, b
         made.log_normaliser = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)

@@ -314,6 +314,7 @@ def sample(experiment: Experiment) -> list[ChainResult]:
             size=len(experiment.task.train),
             workers=config.workers,
             table=config.table,
+            cuda_graph=config.cuda_graph,
         )
         make = _maker(experiment, experiment.together, shard=experiment.shards)
         chains = run(make, resume=config.resume, ranks=ranks, apart=experiment.apart)

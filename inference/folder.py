@@ -31,6 +31,7 @@ NOT_SETTINGS = (
     "workers",
     "table",
     "parallel",
+    "cuda_graph",
 )
 """Top-level options that a resumed run may change: longer or more chains, or another machine."""
 

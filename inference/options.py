@@ -115,6 +115,7 @@ class Schema:
     step_sizes: dict[str, float] = field(default_factory=dict)
     workers: int | None = None
     table: str = "memory"
+    cuda_graph: bool | None = None
     parallel: str = "data"
     device: str = "auto"
     run_dir: str | None = None

@@ -47,7 +47,7 @@ class LatentShare:
 
     def factor(self, w: Tensor, train: Batch) -> None:
         """Add sum_i log Beta(w_i; a, b) - log Beta(w_i; a, b0), b = a (1 - beta) / beta."""
-        a = torch.tensor(self.weights.concentration, device=w.device)
+        a = torch.full((), self.weights.concentration, device=w.device)  # no copy from the host
         fixed = a * (1 - self.weights.mean) / self.weights.mean
         b = a * (1 - self.share) / self.share
         rest = plate_sum("log_rest", torch.log1p(-w), train)
@@ -91,8 +91,8 @@ def learned_sparsity(
         if not value > 0:
             raise InputError(f"{name} must be positive, got {value}: 1 and 1 are the uniform prior")
     hyperprior = dist.Beta(
-        torch.tensor(alpha, device=train.target.device),
-        torch.tensor(alpha_rest, device=train.target.device),
+        torch.full((), alpha, device=train.target.device),
+        torch.full((), alpha_rest, device=train.target.device),
     )
     start: Any = {"initial": parts.sparsity.sparsity}
     share = pyro.sample("beta", hyperprior, infer=start)

@@ -37,7 +37,7 @@ class Found:
     Attributes:
         ms: of a step, by block.
         steps: of a block.
-        mib: the most that it held at once, above what there was before it was built.
+        mib: the most that was reserved for it, the libraries' buffers at its first step included.
         kernels: that a step has the device run.
         busy_ms: how long they take, one by one.
         waits: how often the host waits for the device in a step.
@@ -78,12 +78,12 @@ def measure(problem: Problem, rounds: int) -> dict[str, Found]:
         print(f"warming up: {name}", file=sys.stderr, flush=True)
         torch.cuda.synchronize()
         gc.collect()
-        before = torch.cuda.memory_allocated()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_reserved()  # graphs hold memory that nothing is allocated in
         steps[name] = build()
         count = warm_up(steps[name])
-        torch.cuda.reset_peak_memory_stats()
-        milliseconds(steps[name], 5)
-        peak = torch.cuda.max_memory_allocated() - before
+        peak = torch.cuda.max_memory_reserved() - before
         with waits() as waited:
             steps[name]()
         found[name] = Found([], count, peak / 2**20, *kernels(steps[name]), len(waited))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ from models.language import IGNORED, token_loss
 CUDA = torch.device("cuda")
 GRAPH = ", as a graph"
 JOINT = "by hand: joint, instance"
+BILEVEL = "by hand: one-step bi-level"
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def images(name: str, batches: tuple[int, int]) -> Problem:
     for method in ("base", JOINT):
         arms[method] = lambda method=method: by_hand.BY_HAND[method](loop())
         arms[method + GRAPH] = lambda method=method: recorded(loop(), by_hand.BY_HAND[method])
-    arms[by_hand_bilevel] = lambda: by_hand.BY_HAND[by_hand_bilevel](loop())
+    arms[BILEVEL] = lambda: by_hand.BY_HAND[BILEVEL](loop())
     arms["joint, instance, without graphs"] = lambda: kernel("joint, instance", False)
     for method in (
         "joint, instance",
@@ -96,9 +98,6 @@ def images(name: str, batches: tuple[int, int]) -> Problem:
         lambda: functional.cross_entropy(plain.network(input), target),
         plain.network,
     )
-
-
-by_hand_bilevel = "by hand: one-step bi-level"
 
 
 def recorded(loop: Loop, make: Callable[[Loop], Step]) -> Step:
@@ -182,8 +181,6 @@ def language(
     precision: str,
 ) -> Problem:
     """A language model at so many train and meta rows a step."""
-    import json
-
     with tempfile.TemporaryDirectory() as folder, CUDA:
         (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
         torch.manual_seed(SEED)
