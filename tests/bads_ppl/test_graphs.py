@@ -49,6 +49,7 @@ CASES = {
         {},
     ),
     "preconditioned": (normalised, "instance", PreconditionedSGLD, {}),
+    "preconditioned in warm-up": (joint, "instance", PreconditionedSGLD, {}),
     "cyclical": (joint, "instance", partial(CyclicalSGLD, cycle=8), {}),
     "simple mean": (simple_mean, "instance", SGLD, {}),
     "persistent": (partial(normalised, auxiliary="persistent"), "instance", SGLD, {}),
