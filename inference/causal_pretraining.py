@@ -8,9 +8,7 @@ that responses are learned from what was asked. Both are plain training (`infere
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +18,7 @@ from inference.copying import KEPT, LENGTH, PARTS, SEQUENCES, Renaming, Repeatin
 from inference.instructions import Conversation
 from inference.options import ProxyOptions
 from inference.scores import content_key
-from inference.trained_folders import depends, learned_beside, made_once, write_model
+from inference.trained_folders import Lesson, depends, taught
 from models.causal import Causal
 from models.chat import SPECIAL, Chat
 from models.language import IGNORED
@@ -68,25 +66,13 @@ def pretrained_causal(
         "conversations": content_key({"all": [list(map(list, one)) for one in conversations]}),
         "max_tokens": max_tokens,
     }
-    key = content_key(more if conversations else about)
-    folder = built.with_name(f"{built.name}-pretrained-{key}")
-
-    def make() -> None:
-        chat = Chat(built, max_tokens)
-        copied = Repeating(chat.vocabulary, SPECIAL.index("<|end|>"), len(SPECIAL)).data()
-        learn = partial(learned_beside, built, options=options, device=device)
-        network, place = learn(
-            "copy", lambda: Causal(built, pretrained=False).to(device), copied, about
-        )
-        if conversations:
-            copier = network
-            said = _every_token(chat, conversations)
-            network, place = learn("say", lambda: copier.train(), said, more)
-        write_model(folder, built, network)
-        if conversations:
-            shutil.rmtree(place, ignore_errors=True)  # the copier may serve for others
-
-    return made_once(folder, make)
+    chat = Chat(built, max_tokens)
+    copying = Repeating(chat.vocabulary, SPECIAL.index("<|end|>"), len(SPECIAL))
+    lessons = [Lesson("copy", about, copying.data)]
+    if conversations:
+        lessons.append(Lesson("say", more, lambda: _every_token(chat, conversations)))
+    fresh = lambda: Causal(built, pretrained=False).to(device)
+    return taught(built, fresh, lessons, options=options, device=device)
 
 
 def _every_token(chat: Chat, conversations: Sequence[Conversation]) -> Data:

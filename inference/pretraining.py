@@ -9,9 +9,7 @@ every batch, so that what matters is in the source. Both are plain training (`in
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +18,7 @@ from bads_ppl.data import Data
 from inference.copying import KEPT, LENGTH, PARTS, SEQUENCES, Copying, Renaming
 from inference.options import ProxyOptions
 from inference.scores import content_key
-from inference.trained_folders import depends, learned_beside, made_once, write_model
+from inference.trained_folders import Lesson, depends, taught
 from models.language import IGNORED
 from models.seq2seq import Seq2Seq
 from models.seq2seq_tokens import SPECIAL, Pieces
@@ -76,24 +74,13 @@ def pretrained_folder(
         "pairs": content_key({"pairs": list(pairs)}),
         "lengths": [max_source, max_target],
     }
-    folder = built.with_name(f"{built.name}-pretrained-{content_key(more if pairs else about)}")
-
-    def make() -> None:
-        pieces = Pieces(built, max_source, max_target)
-        copied = Copying(pieces.vocabulary, pieces.end, len(SPECIAL)).data()
-        learn = partial(learned_beside, built, options=options, device=device)
-        network, place = learn(
-            "copy", lambda: Seq2Seq(built, pretrained=False).to(device), copied, about
-        )
-        if pairs:
-            copier = network
-            said = _renamed(pieces, pairs)
-            network, place = learn("say", lambda: copier.train(), said, more)
-        write_model(folder, built, network)
-        if pairs:
-            shutil.rmtree(place, ignore_errors=True)  # the copier may serve for other pairs
-
-    return made_once(folder, make)
+    pieces = Pieces(built, max_source, max_target)
+    copying = Copying(pieces.vocabulary, pieces.end, len(SPECIAL))
+    lessons = [Lesson("copy", about, copying.data)]
+    if pairs:
+        lessons.append(Lesson("say", more, lambda: _renamed(pieces, pairs)))
+    fresh = lambda: Seq2Seq(built, pretrained=False).to(device)
+    return taught(built, fresh, lessons, options=options, device=device)
 
 
 def _renamed(pieces: Pieces, pairs: Sequence[Pair]) -> Data:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,45 +34,72 @@ def depends(built: Path, options: ProxyOptions, device: torch.device, form: int)
     }
 
 
-def learned_beside(
+@dataclass(frozen=True)
+class Lesson:
+    """What a model is trained on.
+
+    Attributes:
+        name: what is learned, "copy" say; part of the name of the training's folder.
+        about: what the model depends on after it, JSON-able; folders go by it.
+        data: the set.
+    """
+
+    name: str
+    about: Mapping[str, Any]
+    data: Callable[[], Data]
+
+
+def taught(
     built: Path,
-    name: str,
-    network: Callable[[], nn.Module],
-    data: Data,
-    about: Mapping[str, Any],
+    fresh: Callable[[], nn.Module],
+    lessons: Sequence[Lesson],
     *,
     options: ProxyOptions,
     device: torch.device,
-) -> tuple[nn.Module, Path]:
-    """A network that has learned a set's tokens, and the folder of its training.
+) -> Path:
+    """The folder of a model that was given lessons one after the other, made where it is not there.
+
+    The training of the first lesson is kept, since it may serve for other models.
 
     Args:
         built: the folder of the model without weights, beside which that folder is.
-        name: what is learned, "copy" say; part of the folder's name.
-        network: builds what is trained.
-        data: the set.
-        about: what the result depends on, JSON-able; the folder goes by it.
+        fresh: builds what is trained.
+        lessons: at least one.
         options: of the training.
         device: where it trains.
 
     Raises:
+        InputError: if a folder beside it is damaged.
         Diverged: if training fails.
         Stopped: after SIGINT or SIGTERM, with a checkpoint to go on from.
     """
-    folder = built.with_name(f"{built.name}-{name}-{content_key(about)}")
-    log.info(f"training a model to {name} for {options.steps} steps, once; kept in {folder}")
-    chain = fit(
-        network,
-        token_loss,
-        data.to(device),
-        options=options,
-        batches=(options.train_batch, 1),
-        folder=folder,
-        about=about,
-        seed=0,
-        what="model",
-    )
-    return fitted(chain), folder
+    folder = built.with_name(f"{built.name}-pretrained-{content_key(lessons[-1].about)}")
+
+    def make() -> None:
+        start, places = fresh, []
+        for lesson in lessons:
+            place = built.with_name(f"{built.name}-{lesson.name}-{content_key(lesson.about)}")
+            steps = f"{options.steps} steps, once"
+            log.info(f"training a model to {lesson.name} for {steps}; kept in {place}")
+            chain = fit(
+                start,
+                token_loss,
+                lesson.data().to(device),
+                options=options,
+                batches=(options.train_batch, 1),
+                folder=place,
+                about=lesson.about,
+                seed=0,
+                what="model",
+            )
+            network = fitted(chain)
+            start = network.train
+            places.append(place)
+        write_model(folder, built, network)
+        for place in places[1:]:
+            shutil.rmtree(place, ignore_errors=True)
+
+    return made_once(folder, make)
 
 
 def write_model(folder: Path, built: Path, network: nn.Module) -> None:
