@@ -270,7 +270,7 @@ def llm(target: str) -> Setting:
         },
         steps=steps,
         points=points,
-        step_ms={"trial": 200, "small": 200, "paper": 500},
+        step_ms={"trial": 200, "small": 500, "paper": 500},
         start_s={"trial": 30, "small": 40, "paper": 600},
         stand_in=(
             "data.source=generated",
