@@ -27,6 +27,7 @@ from bads_ppl.primitives import Revert
 from bads_ppl.program import Program
 from bads_ppl.sites import (
     GlobalSite,
+    Logit,
     NetworkSite,
     PlateSum,
     Repeats,
@@ -277,6 +278,8 @@ class Latents:
         if repeats is not None:
             first, share = repeats
             new = new[first]
+        if isinstance(table.transform, Logit):
+            new = table.transform.inside(new)
         table.value[table.index] = new
         for plate_sum in self.sums.values():
             if plate_sum.table == table_name:

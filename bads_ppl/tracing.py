@@ -21,6 +21,7 @@ from bads_ppl.errors import InputError
 from bads_ppl.ranks import ALONE, Ranks
 from bads_ppl.sites import (
     GlobalSite,
+    Logit,
     NetworkSite,
     PlateSum,
     RunningMean,
@@ -116,6 +117,8 @@ class Find(Messenger):
             )
         if plates:
             (frame,) = plates
+            if type(transform) is SigmoidTransform and hasattr(fn, "log_density_of_logit"):
+                transform = Logit()
             value = new_table(frame.full_size, unconstrained[0], self.latents.folder)
             self.latents.tables[name] = Table(frame.name, value, transform, value.new_zeros(()))
             msg["value"] = transform(value[: frame.size])

@@ -385,3 +385,19 @@ def test_user_networks_beside_theta_are_networks_too():
     made.step()
     assert set(made.latents.groups()) == {"theta", "gate"}
     assert not torch.equal(second.weight, before)
+
+
+@pytest.mark.parametrize("logit", [-1e4, 1e4])
+def test_logits_stay_where_a_weight_is_neither_0_nor_1(logit):
+    train, meta = two_sets()
+    parts = Parts(nn.Linear(2, 2), InstanceWeights(), SparsityPrior(0.5, scale=3.0))
+    made = kernel(bind(joint, parts), train, meta)
+    made.step()
+    table = made.latents.tables["w"]
+    made.latents.potential(train.full(), meta.full())
+    made.latents.move_rows("w", torch.full_like(table.rows, logit))
+    w = made.site_values("w")
+    assert ((w > 0) & (w < 1)).all()
+    assert torch.log(w).isfinite().all()
+    assert torch.log1p(-w).isfinite().all()
+    assert float(made.latents.total("w")) == pytest.approx(float(w.double().sum()), rel=1e-6)
