@@ -176,7 +176,7 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 150) -> None:
         OSError: if the file cannot be written.
     """
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=dpi, format="png")
+        figure.savefig(temporary, dpi=dpi, format="png", bbox_inches="tight")  # wide legends
 
 
 def empty_figure(title: str, y_label: str) -> tuple[Figure, Axes]:
