@@ -22,6 +22,9 @@ from bads_ppl.primitives import Restart, Revert, running_mean, sample_network
 from bads_ppl.priors import TotalPrior
 from bads_ppl.program import Parts
 
+ROUNDING = 1e-6
+"""Of losses, relative: what two passes over a batch with equal parameters may differ by."""
+
 
 def normalised(
     train: Batch,
@@ -83,7 +86,8 @@ def normalised(
         if centre:
             gain = gain - _mean_over_train_set("mean_gain", gain, train)
         size = running_mean("gain", gain.abs().mean(), window=100, kind="exponential")
-        known = size > 0  # there is no scale before the companion has parted from theta
+        # There is no scale before the companion has parted from theta, by more than by rounding.
+        known = size > ROUNDING * train.total(forward.train_loss.detach()) / train.size
         gain = contrast * known * (gain / (size + 1e-12)).clamp(-clip, clip)
         if loss_contrast > 0:
             gain = gain - loss_contrast * _scaled_loss(forward.train_loss, train).clamp(-clip, clip)

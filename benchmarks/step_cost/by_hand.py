@@ -20,6 +20,7 @@ from bads_ppl.data import Data
 from benchmarks.step_cost import problems
 from benchmarks.step_cost.problems import SCALE, SPARSITY, Problem, passes
 from inference.reproduce.steps import Step
+from models.normalised import ROUNDING
 
 
 @dataclass
@@ -184,7 +185,8 @@ def normalised_instance(loop: Loop) -> Step:
         """The scaled difference of losses less the scaled loss (B,), over beta."""
         difference = others - loss
         size = average("gain", difference.abs().mean())
-        scaled = 3 * (size > 0) * (difference / (size + 1e-12)).clamp(-3, 3)
+        known = size > ROUNDING * loss.mean()
+        scaled = 3 * known * (difference / (size + 1e-12)).clamp(-3, 3)
         apart = loss - average("loss", loss.mean())
         spread = average("spread", apart.abs().mean()) + 1e-12
         return (scaled - 2 * (apart / spread).clamp(-3, 3)) / SPARSITY
