@@ -6,9 +6,8 @@ A sampler says what G is (`precondition`) and how the values follow the drift (`
 nothing else: `bads_ppl.sgld` is the smallest. Its state is in tensors that it changes in place, and
 numbers that change with the steps are in `constants`.
 
-Local latents of a subsampled plate move when their
-row is in the batch: each visited row takes a step of its own exact conditional, so a step costs
-O(B).
+Local latents of a subsampled plate move when their row is in the batch: each visited row takes a
+step of its own exact conditional, so a step costs O(B).
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def zero_mean_scale(prior: Any) -> float | None:
 class Logit(SigmoidTransform):
     """The sigmoid as it is: whoever moves a logit keeps it where that is neither 0 nor 1.
 
-    torch bounds the sigmoid's value, which costs a step of a small network eight operations.
+    torch bounds the sigmoid's value, which costs a step six operations.
     """
 
     LIMITS = (-87.0, 15.9)  # sigmoid: 1.6e-38 and 1 - 1.2e-7, next to 0 and 1 in float32
