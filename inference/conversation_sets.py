@@ -23,8 +23,7 @@ def conversation_sets(
     Args:
         chat: lays conversations out.
         parts: conversations by the set's name, "train" and "meta" among them.
-        long: what becomes of longer train and meta conversations; others are cut. What loses its
-            whole response is left out.
+        long: what becomes of longer train and meta conversations; others are cut.
 
     Returns:
         The sets, the places of the train conversations that are in theirs, and what is to be said.
@@ -43,24 +42,24 @@ def _fitting(
     """Places of the conversations to use, and notes on those that are longer than what is shown."""
     kept, notes = {}, []
     for name, part in encoded.items():
-        lost, size = part.lost, len(part)
-        gone = set(lost)
+        size, chosen = len(part), name in ("train", "meta")
         said = f"{len(part.cut)} of {size} {name} conversations have more than {most} tokens"
-        if part.cut and long == "refuse":
+        if part.cut and chosen and long == "refuse":
             raise InputError(
                 f"{said}: raise task.data.max_tokens, or take task.data.long=cut or drop"
             )
-        if long == "drop" and name in ("train", "meta"):
-            gone |= set(part.cut)
-        kept[name] = [place for place in range(size) if place not in gone]
+        dropped = set(part.cut) if chosen and long == "drop" else set()
+        kept[name] = [place for place in range(size) if place not in dropped]
         if not kept[name]:
             raise InputError(
                 f"{said}, and nothing is left of the {name} set: raise task.data.max_tokens"
             )
-        if part.cut:
-            whose = f", {len(lost)} of them as their prompts alone are longer" if lost else ""
+        if dropped:
+            notes.append(f"{said}: left out")
+        elif part.cut:
             notes.append(
-                f"{said}: {len(part.cut) - len(gone)} were cut, {len(gone)} left out{whose}"
+                f"{said}: cut, {len(part.headless)} of them at the beginning of the prompt, so "
+                "that their responses are shown"
             )
     return kept, notes
 
@@ -69,9 +68,9 @@ def _data(
     chat: Chat, encoded: Mapping[str, Encoded], kept: Mapping[str, list[int]]
 ) -> dict[str, Data]:
     """All sets, padded to the same length, with ids that count through them."""
-    parts = [part.take(kept[name]) for name, part in encoded.items()]
-    ids = [row for part in parts for row in part.ids]
-    labels = [row for part in parts for row in part.labels]
-    padded = chat.pad(Encoded(ids, labels, cut=[]))
+    rows = [(encoded[name], place) for name, places in kept.items() for place in places]
+    ids = [part.ids[place] for part, place in rows]
+    labels = [part.labels[place] for part, place in rows]
+    padded = chat.pad(Encoded(ids, labels, [], []))
     sizes = {name: len(places) for name, places in kept.items()}
     return token_sets(padded, padded["mask"].sum(1), sizes)

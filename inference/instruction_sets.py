@@ -221,8 +221,9 @@ def read_target(
         there = find_examples(root)
         if target not in there:
             raise InputError(f"target {target!r} is not in {root.absolute()}: set data.root")
-        whole = reading(there[target], target, "test").conversations
-        return Target(target, *_drawn(whole, 100 if count is None else count, seed, target))
+        whole = reading(there[target], target, "test")
+        parts = _drawn(whole.conversations, 100 if count is None else count, seed, target)
+        return Target(target, *parts, tuple(whole.notes(f"target {target!r}")))
     raise InputError(
         f"task.target must be one of {', '.join((*BENCHMARKS, TARGET_EXAMPLE))}, got {target!r}: "
         "or name a file of checked examples with data.meta"
@@ -258,10 +259,12 @@ def _of_files(
     path: Path, test: str | None, count: int | None, seed: int, reading: Reading
 ) -> Target:
     """Those of the user's files. What is set aside to test on is the same under any seed."""
-    whole = reading(path, "meta").conversations
-    notes = []
+    read = reading(path, "meta")
+    whole, notes = read.conversations, read.notes("the meta file")
     if test is not None:
-        tested = reading(Path(test), "test").conversations
+        read = reading(Path(test), "test")
+        tested = read.conversations
+        notes += read.notes("the test file")
     else:
         aside = len(whole) // 4
         if aside < 1:

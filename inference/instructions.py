@@ -72,6 +72,14 @@ class Instructions:
             conversations=[self.conversations[place] for place in places],
         )
 
+    def notes(self, what: str) -> list[str]:
+        """What to say of rows that were left out; `what` they are rows of."""
+        counts = (
+            (self.skipped, "are malformed"),
+            (self.empty, "have an empty prompt or response"),
+        )
+        return [f"{n} rows of {what} {why} and were left out" for n, why in counts if n]
+
 
 class Example(NamedTuple):
     """A public source that the data folder may hold: its file, and the split to train on."""
@@ -243,10 +251,11 @@ def _listed(messages: object, where: str) -> Iterator[Message]:
             )
         content = _text(one["content"], f"content of message {place}", where)
         yield Message(cast(Role, one["role"]), content)
-    if messages[-1]["role"] != "assistant":
-        raise _wrong(
-            where, "'messages' to end with an assistant's, the response", messages[-1]["role"]
-        )
+    roles = [one["role"] for one in messages]
+    if roles[-1] != "assistant":
+        raise _wrong(where, "'messages' to end with an assistant's, the response", roles[-1])
+    if "user" in roles and roles.index("user") > roles.index("assistant"):
+        raise _wrong(where, "a user's message before the first of an assistant", roles)
 
 
 def _text(value: object, key: str, where: str) -> str:

@@ -159,7 +159,8 @@ def llm(
     whole, notes = without_targets(offered, aim, remove=remove_meta)
     chosen = [thinned(one, per_source, seed) for one in whole]
     chosen = _with_trouble(chosen, shuffle, seed)
-    notes = (*_read_notes(whole), *aim.warnings, *notes)
+    left_out = [note for one in whole for note in one.notes(f"source {one.source!r}")]
+    notes = (*left_out, *aim.warnings, *notes)
     if made:
         notes = (
             f"dataset is {MADE!r}, made on the spot: it shows that things run, and its numbers "
@@ -249,18 +250,6 @@ def _with_trouble(
             f"task.data.shuffle names {unknown}, which are no sources: they are {', '.join(there)}"
         )
     return [shuffled(one, seed) if one.source in names else one for one in sources]
-
-
-def _read_notes(sources: Sequence[Instructions]) -> list[str]:
-    return [
-        f"{count} rows of source {one.source!r} {what} and were left out"
-        for one in sources
-        for count, what in (
-            (one.skipped, "are malformed"),
-            (one.empty, "have an empty prompt or response"),
-        )
-        if count
-    ]
 
 
 def _others(

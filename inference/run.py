@@ -93,6 +93,8 @@ def run(config: DictConfig, choices: Choices, ranks: Ranks = ALONE) -> dict[str,
         RanksError: if another of the processes ends.
     """
     experiment = ranks.in_turn(lambda: prepare(config, choices, ranks=ranks).prepared())
+    for note in experiment.task.warnings:
+        log.warning("%s", note)
     chains = sample(experiment)
     results = report(experiment, chains) if ranks.first else None
     ranks.wait()

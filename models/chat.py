@@ -66,28 +66,16 @@ class Encoded:
         ids: of each conversation, at most as many as the model is shown.
         labels: the same ids where they count, `IGNORED` elsewhere.
         cut: places of the conversations that were longer.
+        headless: places of those of them whose beginning is cut, too.
     """
 
     ids: list[list[int]]
     labels: list[list[int]]
     cut: list[int]
+    headless: list[int]
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    @property
-    def lost(self) -> list[int]:
-        """Places of conversations of whose responses nothing is left: none can be learned from."""
-        return [k for k, row in enumerate(self.labels) if all(label == IGNORED for label in row)]
-
-    def take(self, places: Sequence[int]) -> Encoded:
-        """Some of the conversations."""
-        cut = set(self.cut)
-        return Encoded(
-            ids=[self.ids[place] for place in places],
-            labels=[self.labels[place] for place in places],
-            cut=[k for k, place in enumerate(places) if place in cut],
-        )
 
 
 class Chat:
@@ -95,7 +83,9 @@ class Chat:
 
     Args:
         folder: of the model.
-        max_tokens: most tokens of a conversation that the model is shown; what is beyond is cut.
+        max_tokens: most tokens of a conversation that the model is shown. A longer one loses its
+            end, and where less than half of them would then be of responses, and there are more,
+            the beginning of its prompt.
 
     Attributes:
         padding: id of the padding token, or where there is none of the end token. It is masked.
@@ -117,7 +107,7 @@ class Chat:
         if not 2 <= max_tokens <= most:
             raise InputError(
                 f"max_tokens must be from 2 to {most} for model {folder}, got {max_tokens}: what a "
-                "conversation has beyond it is cut off"
+                "conversation has beyond it is cut"
             )
         self.max_tokens = max_tokens
         end = special(folder, "end", self._tokenizer.eos_token_id)
@@ -137,17 +127,40 @@ class Chat:
         Raises:
             InputError: if the template cannot lay a conversation out, or not so that what a model
                 is shown before a response is the beginning of the whole, or a conversation does
-                not end with the assistant.
+                not end with the assistant, or its response has no token.
         """
         laid_out = [self._parts(*numbered) for numbered in enumerate(conversations, 1)]
         tokens = iter(self._tokens([text for parts in laid_out for text in parts]))
-        rows = [self._joined(parts, tokens) for parts in laid_out]
-        most = self.max_tokens
-        return Encoded(
-            ids=[ids[:most] for ids, _ in rows],
-            labels=[labels[:most] for _, labels in rows],
-            cut=[place for place, (ids, _) in enumerate(rows) if len(ids) > most],
-        )
+        found = Encoded([], [], [], [])
+        for place, parts in enumerate(laid_out):
+            ids, labels = self._joined(parts, tokens)
+            start = next((k for k, label in enumerate(labels) if label != IGNORED), None)
+            if start is None:
+                raise InputError(
+                    f"the response of conversation {place + 1} has no token, so nothing can be "
+                    "learned from it: leave it out"
+                )
+            skipped = self._skipped(start, len(ids))
+            kept = slice(skipped, skipped + self.max_tokens)
+            found.ids.append(self._begun(ids[kept], ids[0]))
+            found.labels.append(labels[kept])
+            found.cut.extend([place] * (len(ids) > self.max_tokens))
+            found.headless.extend([place] * (skipped > 0))
+        return found
+
+    def _skipped(self, start: int, length: int) -> int:
+        """How many tokens to leave out at the beginning of a conversation.
+
+        Args:
+            start: where its first response starts.
+            length: of it all.
+        """
+        responses = min(length - start, self.max_tokens // 2)  # at least so much of them is shown
+        return max(0, start + responses - self.max_tokens)
+
+    def _begun(self, ids: list[int], first: int) -> list[int]:
+        """Token ids that begin with the token that all conversations begin with, if any does."""
+        return [first, *ids[1:]] if first == self._tokenizer.bos_token_id else ids
 
     def pad(self, encoded: Encoded) -> dict[str, Tensor]:
         """Conversations as tensors, int64, padded on the right.
@@ -157,15 +170,10 @@ class Chat:
             the length of the longest.
 
         Raises:
-            InputError: if there are none, or of a response nothing is left.
+            InputError: if there are none.
         """
         if not len(encoded):
             raise InputError("there are no conversations to pad: give at least one")
-        if lost := encoded.lost:
-            raise InputError(
-                f"{len(lost)} conversations have no response within max_tokens {self.max_tokens}, "
-                f"the first of them number {lost[0] + 1}: leave them out, or raise max_tokens"
-            )
         return {
             "ids": padded(encoded.ids, self.padding),
             "mask": padded([[1] * len(row) for row in encoded.ids], 0),

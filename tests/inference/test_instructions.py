@@ -140,6 +140,10 @@ MALFORMED = [
         "the role of message 2 to be one of system, user, assistant, got 'bot'",
     ),
     (chat(USER, ANSWER, USER), "'messages' to end with an assistant's, the response, got 'user'"),
+    (
+        chat(("system", "s"), ANSWER, USER, ANSWER),
+        r"a user's message before the first of an assistant, got \['system', 'assistant', 'user'",
+    ),
     ({"messages": [{"role": "user", "content": 1}]}, "'content of message 1' to be text, got 1"),
 ]
 

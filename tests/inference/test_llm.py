@@ -179,6 +179,25 @@ def test_what_is_set_aside_of_a_file_to_test_on_is_the_same_under_any_seed(make,
     assert not said(one.meta, one.scoring.validation) & said(one.test)
 
 
+def test_rows_that_are_left_out_of_checked_files_are_told(make, files):
+    for name in ("meta", "test"):
+        with Path(files[name]).open("a") as file:
+            file.write('{"prompt": "a", "response": " "}\n' * 2 + "{\n")
+    told = make(empty="drop", on_error="skip").warnings
+    for name in ("meta", "test"):
+        assert (
+            f"2 rows of the {name} file have an empty prompt or response and were left out" in told
+        )
+        assert f"1 rows of the {name} file are malformed and were left out" in told
+
+
+def test_what_a_reader_must_know_is_said_when_the_run_begins(call, cache, tmp_path):
+    done = call(*RUN, f"cache={cache}", f"run_dir={tmp_path / 'run'}", "task.data.max_tokens=8")
+    notes = results(tmp_path / "run")["warnings"]
+    assert any("train conversations have more than 8 tokens" in note for note in notes)
+    assert all(f"{note}\n" in done.err for note in notes)
+
+
 def test_validation_reports_on_other_examples_than_it_chooses_by(make):
     plain, tuned = make(), make(split="validation")
     whole, chosen = said(plain.scoring.validation), said(tuned.scoring.validation)
@@ -212,9 +231,9 @@ def test_longer_conversations_are_cut_left_out_or_refused(make, files, tmp_path)
     long = [("Say it.", "word " * 60), ("word " * 60, "No."), ("Short?", "Yes.")]
     sources = {"near": files["near"], "long": written(tmp_path / "long.jsonl", long)}
     cut = make(sources=sources)
-    assert int(cut.groups["long"].sum()) == 2  # of one nothing but the prompt would be left
+    assert int(cut.groups["long"].sum()) == 3
     (note,) = [note for note in cut.warnings if "more than 64 tokens" in note]
-    assert note.startswith("2 of ") and "1 were cut, 1 left out, 1 of them" in note
+    assert note.startswith("2 of ") and ": cut, 1 of them at the beginning of the prompt" in note
     assert int(make(sources=sources, long="drop").groups["long"].sum()) == 1
     with pytest.raises(InputError, match=r"2 of \d+ train .*raise task.data.max_tokens"):
         make(sources=sources, long="refuse")

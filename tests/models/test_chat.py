@@ -147,7 +147,7 @@ def test_ids_are_those_of_the_template_and_responses_with_their_ends_count(folde
         assert ids[: len(shown)] == shown and labels[len(shown) - 1] == IGNORED
         assert labels[len(shown) :] == ids[len(shown) :]
         assert all(label in (IGNORED, id) for label, id in zip(labels, ids, strict=True))
-    assert encoded.cut == encoded.lost == []
+    assert encoded.cut == encoded.headless == []
 
 
 @pytest.mark.parametrize(
@@ -211,27 +211,46 @@ def test_a_tokenizer_without_template_gets_a_plain_one(begins, changed):
 
 
 def test_what_is_beyond_the_length_is_cut_and_told(folder):
-    whole = Chat(folder, 200).encode([ONE, TWO])
-    prompt = whole.labels[0].count(IGNORED)
-    length = len(whole.ids[0])
-    exact, short, none = (Chat(folder, k).encode([ONE]) for k in (length, length - 1, prompt))
-    assert (exact.ids, exact.labels, exact.cut) == ([whole.ids[0]], [whole.labels[0]], [])
-    assert (short.ids, short.labels) == ([whole.ids[0][:-1]], [whole.labels[0][:-1]])
-    assert (short.cut, short.lost, none.cut, none.lost) == ([0], [], [0], [0])
-    assert Chat(folder, prompt + 1).encode([ONE]).lost == []
-    both = Chat(folder, length).encode([TWO, ONE])
-    assert both.cut == [0] and both.take([1, 0, 1]).cut == [1] and both.take([1]).cut == []
-    assert both.take([1]).ids == [whole.ids[0]] and both.take([1]).labels == [whole.labels[0]]
+    long = (("user", "Why?"), ("assistant", "It is 7, as I would say to whoever asks me for it."))
+    whole = Chat(folder, 200).encode([ONE, long])
+    length = len(whole.ids[1])
+    exact, short = (Chat(folder, k).encode([ONE, long]) for k in (length, length - 1))
+    assert (exact.ids, exact.labels, exact.cut) == (whole.ids, whole.labels, [])
+    assert (short.ids[1], short.labels[1]) == (whole.ids[1][:-1], whole.labels[1][:-1])
+    assert (short.ids[0], short.cut, short.headless) == (whole.ids[0], [1], [])
 
 
-def test_a_conversation_without_a_response_left_is_not_padded(folder):
-    chat = Chat(folder, 14)
-    encoded = chat.encode([ONE, (("user", "What is 3 plus 4? " * 9), ("assistant", "7"))])
-    with pytest.raises(InputError, match=r"1 conv.* within max_tokens 14, .* number 2: leave"):
-        chat.pad(encoded)
-    assert chat.pad(encoded.take([0]))["ids"].shape == (1, 14)
+def test_of_a_long_prompt_the_end_is_shown_and_at_least_half_are_responses_if_there_are_as_many(
+    folder,
+):
+    words = "What is 3 plus 4? " * 9
+    for reply in ("7", "It is 7, I would say, and I am as sure of it as one can be of a sum."):
+        one = (("user", words), ("assistant", reply))
+        whole = Chat(folder, 400).encode([one])
+        (ids,), (labels,) = whole.ids, whole.labels
+        prompt, said = labels.count(IGNORED), len(ids) - labels.count(IGNORED)
+        for most in (2, 3, 14, 20, prompt, prompt + 1, len(ids) - 1):
+            found = Chat(folder, most).encode([one])
+            shown = max(min(said, most // 2), most - prompt)
+            assert found.ids == [ids[prompt - (most - shown) : prompt + shown]]
+            assert found.labels == [labels[prompt - (most - shown) : prompt + shown]]
+            assert found.cut == [0] and found.headless == [0] * (most - shown < prompt)
+
+
+def test_the_token_that_conversations_begin_with_stays(changed):
+    template = "{{ bos_token }}" + TEMPLATE
+    begun = changed(bos_token="<|system|>", chat_template=template)
+    one = (("user", "What is 3 plus 4? " * 9), ("assistant", "7"))
+    (ids,), (short,) = (Chat(begun, k).encode([one]).ids for k in (400, 14))
+    assert short == [2, *ids[-13:]] and ids[0] == 2
+
+
+def test_there_must_be_something_to_pad_and_to_learn(folder, changed):
     with pytest.raises(InputError, match="no conversations to pad"):
-        chat.pad(encoded.take([]))
+        Chat(folder, 14).pad(Encoded([], [], [], []))
+    silent = changed(chat_template="{{ messages[0]['content'] }}")
+    with pytest.raises(InputError, match=r"response of conversation 1 has no token.*leave it out"):
+        Chat(silent, 14).encode([ONE])
 
 
 @pytest.mark.parametrize(("token", "filler"), [("<|padding|>", 0), (None, 1)])
