@@ -222,8 +222,8 @@ def read_target(
         if target not in there:
             raise InputError(f"target {target!r} is not in {root.absolute()}: set data.root")
         whole = reading(there[target], target, "test")
-        parts = _drawn(whole.conversations, 100 if count is None else count, seed, target)
-        return Target(target, *parts, tuple(whole.notes(f"target {target!r}")))
+        drawn = _drawn(whole.conversations, 100 if count is None else count, seed, target)
+        return Target(target, *drawn, tuple(whole.notes(f"target {target!r}")))
     raise InputError(
         f"task.target must be one of {', '.join((*BENCHMARKS, TARGET_EXAMPLE))}, got {target!r}: "
         "or name a file of checked examples with data.meta"
