@@ -20,6 +20,7 @@ from torch import Tensor
 
 from bads_ppl.conditional import Conditional
 from bads_ppl.data import Batch
+from bads_ppl.sites import total_dtype
 
 if TYPE_CHECKING:
     from bads_ppl.kernel import MinibatchKernel
@@ -76,9 +77,13 @@ def _probability(
             _square((x - y + 0.5 * eta * s**2 * g) / s)
             for x, y, g, s in zip(start, proposal, back, scales, strict=True)
         ) / (2 * eta * temperature)
-        log_ratio = -(after.double() - before.double()) / temperature - (reverse - forward)
+        log_ratio = -(_double(after) - _double(before)) / temperature - (reverse - forward)
     return math.exp(min(0.0, float(log_ratio))) if bool(torch.isfinite(log_ratio)) else 0.0
 
 
 def _square(x: Tensor) -> Tensor:
-    return (x.double() ** 2).sum()
+    return (_double(x) ** 2).sum()
+
+
+def _double(x: Tensor) -> Tensor:
+    return x.to(total_dtype(x.device))

@@ -82,12 +82,13 @@ class Conditional:
 
         Networks are in eval mode. At temperature T the density is exp(-potential / T).
         """
-        latents = self.latents
+        latents, terms = self.latents, self.latents.terms
         with torch.enable_grad(), latents.still():
             latents.zero_grad()
             potential = latents.potential(self.train, self.meta)
             potential.backward()
             latents.drop_pending()
+            latents.terms = terms  # those of the last step
             found = potential.detach()
             network = latents.networks.get(self.group)
             if network is not None:

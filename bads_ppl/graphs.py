@@ -15,7 +15,9 @@ import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -96,7 +98,8 @@ class Graphs:
         self.body = body
         self.state = state
         self.needed = needed
-        self.record = record or Recorder(generator, device)
+        self.recorder = (lambda: record) if record else (lambda: Recorder(generator, device))
+        self.record = self.recorder()
         self.watch = watch or waits
         self.rows: tuple[Rows, Tensor] | None = None  # what graphs read; they stay where they are
         self.graphs: dict[Hashable, tuple[Replay, Outcome]] = {}
@@ -138,9 +141,14 @@ class Graphs:
         return outcome
 
     def forget(self) -> None:
-        """Drop all graphs: their constants will not come back."""
+        """Drop all graphs: their constants will not come back.
+
+        What is recorded afterwards has memory of its own: torch does not take back a pool that has
+        lost its last graph.
+        """
         self.graphs.clear()
         self.seen.clear()
+        self.record = self.recorder()
 
     def _watched(self, rows: Rows, meta: Tensor) -> Outcome:
         """A step as it is, after which it is known whether such steps can be recorded."""
@@ -181,9 +189,11 @@ class Graphs:
         return {name: tensor.data_ptr() for name, tensor in self.state().items()}
 
 
-def _host_generators() -> tuple[bytes, object]:
-    """States of torch's and Python's global generators on the host."""
-    return torch.get_rng_state().numpy().tobytes(), random.getstate()
+def _host_generators() -> tuple[object, ...]:
+    """States of the global generators of torch, numpy and Python on the host."""
+    state: Any = np.random.get_state()
+    numpy = (state[1].tobytes(), state[2:])
+    return torch.get_rng_state().numpy().tobytes(), numpy, random.getstate()
 
 
 class Recorder:

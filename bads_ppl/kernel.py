@@ -336,7 +336,9 @@ class MinibatchKernel(Moves):
         """
         state = [self.potential] + [table.damage for table in self.latents.tables.values()]
         state += [p.sum() for site in self.latents.networks.values() for p in site.parameters]
-        finite = bool(torch.stack([x.detach().double().cpu() for x in state]).isfinite().all())
+        device = self.train.device  # which is read once
+        sums = torch.stack([x.detach().to(device, torch.float32) for x in state])
+        finite = bool(sums.isfinite().all())
         if not self.ranks.most(int(not finite))[0]:
             return
         now = {group: self.rate(group) for group in self.schedules}
@@ -373,9 +375,9 @@ class MinibatchKernel(Moves):
         state = {f"latents/{k}": v for k, v in self.latents.state_dict().items()}
         state |= {f"train_rows/{k}": v for k, v in self.train_rows.state_dict().items()}
         state |= {f"meta_rows/{k}": v for k, v in self.meta_rows.state_dict().items()}
-        state |= {f"clipped/{k}": v for k, v in self.clipped.items()}
+        state |= {f"clipped/{k}": v.clone() for k, v in self.clipped.items()}
         state |= {f"adaptation/{k}": v for k, v in self.adaptation.state_dict().items()}
-        state |= dict(self._state_tensors())
+        state |= {name: tensor.clone() for name, tensor in self._state_tensors()}
         for name, shards, number in self._shared_out():
             state[name] = shards.whole(number, state[name]).cpu()
         return state | {
@@ -387,8 +389,16 @@ class MinibatchKernel(Moves):
         """Restore what `state_dict` gave, after `setup` with the same settings and data.
 
         Raises:
-            InputError: if the state belongs to another program or sampler.
+            InputError: if the state belongs to another program or sampler, or to a device of
+                another kind.
         """
+        own = self.generator.get_state().numel()
+        if state["generator"].numel() != own:
+            raise InputError(
+                "the checkpoint was written on another kind of device, whose random numbers "
+                f"{self.generator.device.type} does not have ({state['generator'].numel()} bytes "
+                f"of state, expected {own}): resume on that kind, or start anew in another run_dir"
+            )
         mine = {name for name in self.state_dict() if not name.startswith("latents/")}
         given = {name for name in state if not name.startswith("latents/")}
         apart = sorted(name for name in mine ^ given if "_rows/" not in name)

@@ -33,6 +33,7 @@ from bads_ppl.sites import (
     Repeats,
     RunningMean,
     Table,
+    drops,
     evaluation_mode,
 )
 from bads_ppl.tracing import Evaluate, Find, Outputs, Reached
@@ -71,8 +72,8 @@ class Latents:
         says so, else at 0 on the unconstrained scale; networks at their present parameters.
 
         Raises:
-            InputError: if a site is discrete, a network has nothing to sample, or there is no
-                latent at all.
+            InputError: if a site is discrete, a network has nothing to sample, there is no latent
+                at all, or a companion network drops units at random.
         """
         latents = cls(program, folder=folder)
         with torch.no_grad(), pyro.validation_enabled(False), Find(latents):
@@ -85,6 +86,13 @@ class Latents:
                 raise InputError(
                     f"network {network.name!r} accompanies {companion.network!r}, not a network "
                     f"of the program: it has {sorted(latents.networks)}"
+                )
+            if companion is not None and drops(network.module):
+                raise InputError(
+                    f"network {network.name!r} is compared with {companion.network!r}, and their "
+                    "dropout layers would differ in what they drop: set p=0 of them (the prior of "
+                    "the parameters regularises), or take a program without a companion, such as "
+                    "model=joint"
                 )
         reverts = [name for name, site in latents.networks.items() if site.moves is not None]
         if len(reverts) > 1:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bads_ppl.errors import InputError
-from bads_ppl.sites import pieces
+from bads_ppl.sites import pieces, total_dtype
 
 LARGE = 2**16
 """Points above which the rows of a whole pass are too many to draw ahead."""
@@ -175,12 +175,13 @@ class ImportanceMinibatches:
     def _draw(self) -> None:
         self.index = self.importance = None  # makes room for the next
         half, device = self.batch_size // 2, self.generator.device
-        sums = [torch.zeros(1, dtype=torch.float64, device=device)]  # of w before each piece
+        dtype = total_dtype(device)
+        sums = [torch.zeros(1, dtype=dtype, device=device)]  # of w before each piece
         for piece in pieces(self.size):
             sums.append(self._cumulative(piece, sums[-1])[1][-1:].clone())
         total = sums[-1]
         height = torch.rand(
-            (self.block, half), generator=self.generator, device=device, dtype=torch.float64
+            (self.block, half), generator=self.generator, device=device, dtype=dtype
         )
         uniform = torch.randint(
             self.size, (self.block, self.batch_size - half), generator=self.generator, device=device
@@ -219,7 +220,7 @@ class ImportanceMinibatches:
 
     def _cumulative(self, piece: slice, before: Tensor) -> tuple[Tensor, Tensor]:
         """Weights (M,) of a piece, and the sum (M,) up to each; `before` (1,) is that before it."""
-        weights = self.weights(piece).double()
+        weights = self.weights(piece).to(before.dtype)
         return weights, torch.cat([before, weights]).cumsum(0)[1:]
 
     def next(self) -> Rows:

@@ -104,6 +104,14 @@ class Parts:
         """A second network of the same shape and values, for models that run a companion chain."""
         return copy.deepcopy(self.network)
 
+    @cached_property
+    def normalises_batches(self) -> bool:
+        """Whether the network's outputs for a row depend on the other rows of a pass."""
+        layers = (
+            m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+        )
+        return any(m.training or not m.track_running_stats for m in layers)
+
     def sample_network(self) -> Callable[..., Any]:
         """Theta ~ p(theta), at sites "theta.<parameter>"; returns the network as a callable."""
         return sample_network("theta", self.network, self.prior)

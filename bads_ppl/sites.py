@@ -314,6 +314,12 @@ def first_occurrence(index: Tensor) -> Repeats:
     return same.to(torch.uint8).argmax(dim=1), 1 / same.sum(dim=1)
 
 
+def drops(module: nn.Module) -> bool:
+    """Whether a pass of the module leaves out units at random."""
+    layers = (one for one in module.modules() if isinstance(one, nn.modules.dropout._DropoutNd))
+    return any(one.training and one.p > 0 for one in layers)
+
+
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
     """The module in eval mode, as it was afterwards."""

@@ -77,7 +77,9 @@ def normalised(
     prior = prior if prior is not None else parts.sparsity
     network = parts.sample_network()
     other = sample_network("auxiliary", parts.auxiliary, parts.prior, companion=companion)
-    forward = parts.forward(network, train, meta, apart=auxiliary == "reverted")
+    # theta' sees train rows alone: what it is compared with must, where rows change each other.
+    apart = auxiliary == "reverted" or parts.normalises_batches
+    forward = parts.forward(network, train, meta, apart=apart)
     plate = train.plate("train")
     w = parts.weights.sample(train, plate, forward.features)  # before what w does not depend on
     auxiliary_loss = parts.loss(other(train.input), train.target)

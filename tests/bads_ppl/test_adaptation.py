@@ -71,6 +71,16 @@ def test_without_a_target_steps_stay_as_given():
     assert made.rate("wide") == made.rate("narrow") == 0.02
 
 
+def test_what_is_told_of_a_step_is_not_that_of_a_proposal():
+    made = kernel(target_acceptance=0.8, warmup=100)
+    steps(made, 10)  # the tenth looks at a proposal
+    terms = made.latents.terms
+    told = {name: value.clone() for name, value in terms.items()}
+    acceptance(made, *(one.full() for one in SETS), generator(1))
+    assert made.latents.terms is terms
+    assert all(torch.equal(terms[name], value) for name, value in told.items())
+
+
 def test_a_restored_chain_adapts_on_as_if_never_stopped():
     made, other = (kernel(target_acceptance=0.8, warmup=200) for _ in range(2))
     steps(made, 90)

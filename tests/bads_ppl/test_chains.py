@@ -185,9 +185,9 @@ def test_given_weights_are_recorded_in_place_of_the_latent_ones(tmp_path):
 
 
 def test_one_seed_gives_one_result_and_chains_and_seeds_differ(tmp_path):
-    first = run(tmp_path / "a", chains=2, network=dropout)
-    again = run(tmp_path / "b", chains=2, network=dropout)
-    other = run(tmp_path / "c", network=dropout, seed=1)
+    first = run(tmp_path / "a", chains=2, network=dropout, model=joint)
+    again = run(tmp_path / "b", chains=2, network=dropout, model=joint)
+    other = run(tmp_path / "c", network=dropout, model=joint, seed=1)
     assert all(same(a, b) for a, b in zip(first, again, strict=True))
     assert not same(first[0], first[1]) and not same(first[0], other[0])
     starts = {float(chain.draws.values["norm.0.weight"][0]) for chain in [*first, *other]}
@@ -202,10 +202,10 @@ def test_a_chain_does_not_depend_on_how_many_run(tmp_path):
 
 def test_the_global_generator_is_neither_relied_on_nor_touched(tmp_path):
     torch.manual_seed(1)
-    first = run(tmp_path / "a", network=dropout)
+    first = run(tmp_path / "a", network=dropout, model=joint)
     torch.manual_seed(2)
     before = torch.get_rng_state()
-    second = run(tmp_path / "b", network=dropout)
+    second = run(tmp_path / "b", network=dropout, model=joint)
     assert torch.equal(torch.get_rng_state(), before)
     assert same(first[0], second[0])
 
@@ -225,8 +225,13 @@ def test_generators_of_chains_and_seeds_are_unrelated():
     [
         {},
         {"model": joint, "minibatches": "uniform"},
-        {"network": dropout},
-        {"network": dropout, "source": lambda: WeightNetwork(6), "minibatches": "uniform"},
+        {"network": dropout, "model": joint},
+        {
+            "network": dropout,
+            "model": joint,
+            "source": lambda: WeightNetwork(6),
+            "minibatches": "uniform",
+        },
     ],
     ids=["normalised", "joint", "dropout", "weight network"],
 )

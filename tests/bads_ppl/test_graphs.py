@@ -3,6 +3,7 @@ import re
 from contextlib import nullcontext
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -213,6 +214,14 @@ def test_constants_that_will_not_come_back_leave_room_for_others():
     assert "after" in graphs.graphs
 
 
+def test_graphs_that_follow_others_have_memory_of_their_own(monkeypatch):
+    monkeypatch.setattr("bads_ppl.graphs.Recorder", lambda *_: object())
+    graphs = Graphs(lambda *_: None, torch.Generator(), dict, torch.device("cpu"))
+    first = graphs.record
+    graphs.forget()
+    assert graphs.record is not first
+
+
 def draws(state):
     torch.randn(())
     state["x"].add_(1)
@@ -220,6 +229,11 @@ def draws(state):
 
 def chooses(state):
     random.random()
+    state["x"].add_(1)
+
+
+def chooses_by_numpy(state):
+    np.random.random()
     state["x"].add_(1)
 
 
@@ -231,6 +245,7 @@ UNFIT = {
     "waits": ({"watch": lambda: nullcontext(["program.py:7"])}, "waits .* at program.py:7"),
     "draws": ({"change": draws}, "draws random numbers on the host"),
     "chooses": ({"change": chooses}, "draws random numbers on the host"),
+    "chooses by numpy": ({"change": chooses_by_numpy}, "draws random numbers on the host"),
     "rebinds": ({"change": rebinds}, "puts a new tensor in the place of x"),
 }
 

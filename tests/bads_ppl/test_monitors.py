@@ -23,7 +23,8 @@ def sets() -> tuple[Data, Data]:
 def made(model=joint, **options) -> tuple[SGLD, ThetaMonitor]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.5), nn.Linear(3, 2))
+        dropout = nn.Dropout(0.5 if model is joint else 0.0)
+        network = nn.Sequential(nn.Linear(2, 3), dropout, nn.Linear(3, 2))
     network[0].bias.requires_grad_(False)
     parts = Parts(network, InstanceWeights(), SparsityPrior(0.5, scale=2.0))
     kernel = SGLD(bind(model, parts), step_size=0.01, generator=torch.Generator().manual_seed(0))

@@ -9,6 +9,7 @@ from bads_ppl.data import Data
 from bads_ppl.errors import InputError
 from bads_ppl.latents import Latents
 from bads_ppl.losses import cross_entropy
+from bads_ppl.preconditioned import PreconditionedSGLD
 from bads_ppl.primitives import plate_sum, sample_network
 from bads_ppl.priors import NormalPrior, SparsityPrior
 from bads_ppl.program import Parts, bind
@@ -39,8 +40,8 @@ def find(program) -> Latents:
     return Latents.find(program, train.full(), meta.full())
 
 
-def normed() -> nn.Module:
-    return nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
+def normed(dropped: float = 0.5) -> nn.Module:
+    return nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Dropout(dropped), nn.Linear(4, 2))
 
 
 # local latents
@@ -281,16 +282,14 @@ def test_running_statistics_of_networks_are_restored(auxiliary):
         parts = Parts(network, InstanceWeights(), SparsityPrior(0.5))
         return bind(lambda t, m, parts: normalised(t, m, parts, auxiliary=auxiliary), parts)
 
-    network, other = normed(), normed()
+    network, other = normed(0.0), normed(0.0)
     first = kernel(program(network), train, meta, train_batch=6)
     for _ in range(5):
         first.step()
     again = kernel(program(other), train, meta, train_batch=6)
     again.load_state_dict(first.state_dict())
     assert torch.equal(other[1].running_mean, network[1].running_mean)
-    noise = torch.get_rng_state()  # of dropout
     first.step()
-    torch.set_rng_state(noise)
     again.step()
     for name, value in first.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
@@ -298,17 +297,62 @@ def test_running_statistics_of_networks_are_restored(auxiliary):
 
 def test_a_reverted_companion_has_the_running_statistics_of_its_network():
     train, meta = two_sets()
-    parts = Parts(normed(), InstanceWeights(), SparsityPrior(0.5))
+    parts = Parts(normed(dropped=0.0), InstanceWeights(), SparsityPrior(0.5))
     made = kernel(bind(normalised, parts), train, meta)
     made.step()
     assert torch.equal(parts.auxiliary[1].running_mean, parts.network[1].running_mean)
+
+
+@pytest.mark.parametrize("auxiliary", ["persistent", "restarted", "reverted"])
+def test_a_network_that_drops_units_has_no_companion(auxiliary):
+    """Two passes that drop different units differ by that, and not by what the meta set did."""
+    parts = Parts(normed(), InstanceWeights(), SparsityPrior(0.5))
+    program = bind(lambda t, m, parts: normalised(t, m, parts, auxiliary=auxiliary), parts)
+    with pytest.raises(InputError, match=r"dropout layers would differ .*set p=0 .*model=joint"):
+        find(program)
+    parts.network.eval(), parts.auxiliary.eval()
+    assert set(find(program).networks) == {"theta", "auxiliary"}
+    find(bind(joint, Parts(normed(), InstanceWeights(), SparsityPrior(0.5))))
+
+
+@pytest.mark.parametrize("auxiliary", ["persistent", "restarted"])
+def test_a_companion_with_equal_parameters_sees_equal_losses(auxiliary):
+    """Batch normalisation makes a row's loss depend on the rows beside it."""
+    train, meta = two_sets()
+    parts = Parts(normed(0.0), InstanceWeights(), SparsityPrior(0.5))
+    latents = find(bind(lambda t, m, parts: normalised(t, m, parts, auxiliary=auxiliary), parts))
+    latents.potential(train.full(), meta.full())
+    mine, theirs = latents.terms["train_loss"], latents.terms["auxiliary_loss"]
+    torch.testing.assert_close(mine, theirs)
+    with torch.no_grad():
+        parts.auxiliary[3].weight.mul_(2)
+    latents.potential(train.full(), meta.full())
+    assert not torch.allclose(latents.terms["auxiliary_loss"], theirs, atol=1e-2)
+
+
+def test_a_state_is_a_copy_and_that_of_another_kind_of_device_is_refused():
+    train, meta = two_sets()
+    parts = Parts(nn.Linear(2, 2), InstanceWeights(), SparsityPrior(0.5))
+    made = PreconditionedSGLD(bind(joint, parts), step_size=0.02, clip=1e-3, generator=generator())
+    made.setup(1, train, meta)
+    made.step()
+    state = made.state_dict()
+    kept = {name: value.clone() for name, value in state.items()}
+    made.step()
+    assert all(torch.equal(state[name], value) for name, value in kept.items())
+    assert any(not torch.equal(made.state_dict()[name], value) for name, value in kept.items())
+    before = made.state_dict()
+    of_cuda = torch.zeros(16, dtype=torch.uint8)  # as large as such states are
+    with pytest.raises(InputError, match=r"another kind of device.*\(16 bytes of .*resume on that"):
+        made.load_state_dict({**state, "generator": of_cuda})
+    assert all(torch.equal(made.state_dict()[name], value) for name, value in before.items())
 
 
 @pytest.mark.parametrize("model", [joint, normalised])
 def test_looking_at_a_chain_does_not_change_it(model):
     """Values and potentials are taken in eval mode: no statistics move, no dropout."""
     train, meta = two_sets()
-    network = normed()
+    network = normed(0.5 if model is joint else 0.0)
     parts = Parts(network, WeightNetwork(4), SparsityPrior(0.5, scale=2.0))
     made = kernel(bind(model, parts), train, meta)
     for _ in range(3):
