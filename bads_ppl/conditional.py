@@ -82,13 +82,13 @@ class Conditional:
 
         Networks are in eval mode. At temperature T the density is exp(-potential / T).
         """
-        latents, terms = self.latents, self.latents.terms
+        latents, told = self.latents, self.latents.told
         with torch.enable_grad(), latents.still():
             latents.zero_grad()
             potential = latents.potential(self.train, self.meta)
             potential.backward()
             latents.drop_pending()
-            latents.terms = terms  # those of the last step
+            latents.told = told  # of the last step
             found = potential.detach()
             network = latents.networks.get(self.group)
             if network is not None:

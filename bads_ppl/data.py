@@ -39,11 +39,18 @@ class ScaledPlate(PlateMessenger):
     def __init__(self, name: str, batch: Batch) -> None:
         where = str(batch.index.device)  # Pyro would make a tensor to find out
         super().__init__(name, batch.size, subsample=batch.index, dim=-1, device=where)
-        self._importance = batch.importance
+        self._correction: Tensor | None = None
+        if batch.importance is not None:
+            self._correction = batch.importance * (batch.size / len(batch))
 
     def _process_message(self, msg: Any) -> None:
-        if self._importance is not None:
-            msg["scale"] = self._importance * msg["scale"]
+        before = msg["scale"]
+        self._enter(msg)
+        if self._correction is not None:
+            plain = isinstance(before, float) and before == 1  # these share one tensor
+            msg["scale"] = self._correction if plain else self._correction * before
+
+    def _enter(self, msg: Any) -> None:
         shape = getattr(msg["fn"], "batch_shape", None)
         if shape == (self.subsample_size,) and not msg["cond_indep_stack"]:
             SubsampleMessenger._process_message(self, msg)  # it has the plate's shape already

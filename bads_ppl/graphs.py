@@ -26,6 +26,7 @@ from bads_ppl.latents import Latents
 from bads_ppl.minibatches import Rows
 from bads_ppl.ranks import Ranks
 from bads_ppl.sites import RunningMean
+from bads_ppl.tracing import Told
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +42,11 @@ class Outcome:
     """What a step leaves for the host to see; a graph writes to the same tensors every time.
 
     Attributes:
-        potential: () on the step's batch.
-        terms: log-probabilities by site, not scaled.
+        told: what the step found on its batch.
         means: running means that the step added a value to.
     """
 
-    potential: Tensor
-    terms: dict[str, Tensor]
+    told: Told
     means: list[RunningMean]
 
 

@@ -212,7 +212,6 @@ class MinibatchKernel(Moves):
             self.train_rows = ImportanceMinibatches(
                 len(self.train), train_batch, self.generator, table.values
             )
-        self.potential = torch.tensor(math.nan)
         self.check_adaptation()
         self.graphs = None
         needed = obstacle(self.train.device, self.ranks, self.latents)
@@ -290,7 +289,7 @@ class MinibatchKernel(Moves):
         else:
             adapts = self.target_acceptance is not None and self.steps < self.warmup_steps
             outcome = self.graphs.run(None if adapts else self.constants(), rows, meta)
-        self.potential, self.latents.terms = outcome.potential, outcome.terms
+        self.latents.told = outcome.told
         self.latents.count_step(outcome.means)
         self.steps += 1
         if self.steps <= self.warmup_steps:
@@ -313,7 +312,7 @@ class MinibatchKernel(Moves):
                 latents.backward_rows(train, meta, held)
                 with torch.no_grad():
                     self._move_tables(train.whole, repeats)
-        potential = latents.backward(train, meta, held)
+        latents.backward(train, meta, held)
         with torch.no_grad():
             self._move_networks()
             for name, site in latents.globals.items():
@@ -324,9 +323,14 @@ class MinibatchKernel(Moves):
         for name, other in latents.finish_step(self.steps + 1, repeats):
             for key, kept in self.states[other].items():
                 torch._foreach_copy_(self.states[name][key], kept)
-        return Outcome(potential, latents.terms, means)
+        return Outcome(latents.told, means)
 
     # what the outside sees
+
+    @property
+    def potential(self) -> Tensor:
+        """The potential () before the last step, on its minibatch, without closed-form priors."""
+        return self.latents.told.potential()
 
     def check_finite(self) -> None:
         """Refuse to go on from a non-finite state (reads from the device).

@@ -36,7 +36,7 @@ from bads_ppl.sites import (
     drops,
     evaluation_mode,
 )
-from bads_ppl.tracing import Evaluate, Find, Outputs, Reached
+from bads_ppl.tracing import Evaluate, Find, Outputs, Reached, Seeds, Term, Told
 
 
 @dataclass
@@ -56,11 +56,12 @@ class Latents:
     tables: dict[str, Table] = field(default_factory=dict)
     sums: dict[str, PlateSum] = field(default_factory=dict)
     means: dict[str, RunningMean] = field(default_factory=dict)
-    terms: dict[str, Tensor] = field(default_factory=dict)
+    told: Told = field(default_factory=lambda: Told({}, {}))  # of the last evaluation
     temperature: Mapping[str, float] = field(default_factory=dict)
     steps: int = 0
     changes: bool = False  # the program asks for the number of steps
     folder: Path | None = None
+    seeds: Seeds = field(default_factory=Seeds)
 
     @classmethod
     def find(
@@ -116,9 +117,14 @@ class Latents:
             self.program(train, meta)
         for network in self.networks.values():
             if network.decay is None and network.moves is None:
-                run.add(f"{network.name}.prior", network.log_prior(), frozenset())
-        self.terms = run.terms
+                run.terms.append(Term(f"{network.name}.prior", network.log_prior(), 1.0))
+        self.told = run.told()
         return run
+
+    @property
+    def terms(self) -> dict[str, Tensor]:
+        """Log-probabilities by statement that the last evaluation found, not scaled."""
+        return self.told.terms
 
     @property
     def has_density(self) -> bool:
@@ -130,13 +136,15 @@ class Latents:
         return not (companions or self.changes)
 
     def potential(self, train: Batch, meta: Batch) -> Tensor:
-        """Minibatch estimate () of the potential, with its graph; terms are kept in `terms`.
+        """Minibatch estimate () of the potential, with its graph; what it found is in `told`.
 
         Network priors with a closed-form score are left out here and enter with
         `NetworkSite.gradients`.
         """
-        terms = self._evaluate(train, meta).log_probs
-        return -torch.stack(terms).sum() if terms else torch.zeros((), requires_grad=True)
+        terms = self._evaluate(train, meta).terms
+        if not terms:
+            return torch.zeros((), requires_grad=True)
+        return -torch.stack([term.total() for term in terms]).sum()
 
     def outputs(self, train: Batch, meta: Batch) -> Outputs:
         """The networks' outputs for a batch, with their graph, for `backward_rows`, `backward`."""
@@ -145,8 +153,8 @@ class Latents:
             self.program(train, meta)
         return run.held
 
-    def backward(self, train: Batch, meta: Batch, held: Outputs | None = None) -> Tensor:
-        """Gradients of `potential` in all latents; returns its value (), detached.
+    def backward(self, train: Batch, meta: Batch, held: Outputs | None = None) -> None:
+        """Gradients of `potential` in all latents.
 
         Companions that take back the moves due to a plate get that plate's share of the gradient.
         Networks are not called again where their outputs are given. Where several processes have a
@@ -155,29 +163,21 @@ class Latents:
         self.zero_grad()
         run = self._evaluate(train, meta, held)
         reverts = [site for site in self.networks.values() if site.moves is not None]
-        if not reverts:
-            potential = -torch.stack(run.log_probs).sum()
-            potential.backward()
-            return self._joined(potential.detach(), train, meta)
-        (site,) = reverts
-        assert isinstance(site.companion, Revert)
-        inside = [site.companion.plate in plates for plates in run.plates]
-        pairs = list(zip(run.log_probs, inside, strict=True))
-        part = -torch.stack([term for term, i in pairs if i]).sum()
-        rest = -torch.stack([term for term, i in pairs if not i]).sum()
-        part.backward(retain_graph=True)  # a program may share one forward pass
-        site.part = [x.clone() for x in self.networks[site.companion.network].slopes()]
-        rest.backward()
-        return self._joined((part + rest).detach(), train, meta)
+        rest = run.terms
+        for site in reverts:  # one at most
+            assert isinstance(site.companion, Revert)
+            plate = site.companion.plate
+            part = [term for term in run.terms if plate in term.plates]
+            rest = [term for term in run.terms if plate not in term.plates]
+            self.seeds.backward(part, retain_graph=True)  # a program may share one forward pass
+            site.part = [x.clone() for x in self.networks[site.companion.network].slopes()]
+        self.seeds.backward(rest)
+        if not train.ranks.alone:
+            self._join(train, meta)
 
-    def _joined(self, potential: Tensor, train: Batch, meta: Batch) -> Tensor:
-        """The mean potential () over processes; gradients and statistics become means, too."""
-        if train.ranks.alone:
-            return potential
-        potential = potential.clone()
-        every = [potential] + [
-            one.pending for one in self.means.values() if one.pending is not None
-        ]
+    def _join(self, train: Batch, meta: Batch) -> None:
+        """Gradients and statistics become means over processes."""
+        every = [one.pending for one in self.means.values() if one.pending is not None]
         leaves: list[Tensor] = []
         for network in self.networks.values():
             every += network.statistics()
@@ -190,7 +190,6 @@ class Latents:
             every.append(leaf.grad)
         train.ranks.mean_(every)
         self._join_rows(train, meta)
-        return potential
 
     def _join_rows(self, train: Batch, meta: Batch) -> None:
         if train.ranks.alone:
@@ -206,7 +205,8 @@ class Latents:
         with pyro.validation_enabled(False), look as run:
             self.program(train, meta)
         rows = [table.rows for table in self.tables.values() if table.rows is not None]
-        grads = torch.autograd.grad(-torch.stack(run.log_probs).sum(), rows)
+        total = torch.stack([term.total() for term in run.terms]).sum()
+        grads = torch.autograd.grad(-total, rows)
         for row, grad in zip(rows, grads, strict=True):
             row.grad = grad
         self._join_rows(train, meta)
@@ -235,11 +235,7 @@ class Latents:
         with torch.no_grad(), self.still(), Evaluate(self) as run:
             self.program(train, meta)
             log_joint = torch.stack(
-                [
-                    term
-                    for name, term in zip(run.names, run.log_probs, strict=True)
-                    if not name.startswith(tuple(companions))
-                ]
+                [term.total() for term in run.terms if not term.name.startswith(tuple(companions))]
             ).sum()
             for network in self.networks.values():
                 if network.companion is None:
@@ -288,7 +284,7 @@ class Latents:
             new = new[first]
         if isinstance(table.transform, Logit):
             new = table.transform.inside(new)
-        table.value[table.index] = new
+        table.value.index_copy_(0, table.index, new)
         for plate_sum in self.sums.values():
             if plate_sum.table == table_name:
                 plate_sum.add(table.transform(new) - table.constrained.detach(), share)

@@ -140,7 +140,7 @@ class Moves(MCMCKernel):
             assert table.rows is not None and table.rows.grad is not None
             assert table.index is not None
             # The plate scaled the row's own terms to the whole set; the row is one point.
-            grad = table.rows.grad * (len(table.index) / len(table.value))
+            grad = table.rows.grad.mul_(len(table.index) / len(table.value))
             new = table.rows.detach()
             ours = table.index is train.index  # else a local latent of the meta plate
             found = repeats if ours else None
@@ -154,10 +154,10 @@ class Moves(MCMCKernel):
                 for key, kept in self.states[name].items()
             }
             self._move(name, [new], [grad], state, speed)
-            table.damage += (new - new).sum()
+            table.damage.add_(new.sum(), alpha=0)  # 0 times what is not finite is NaN
             for key, kept in self.states[name].items():  # of a row that occurs twice the first
                 for whole, part in zip(kept, state[key], strict=True):
-                    whole[table.index] = part if found is None else part[found[0]]
+                    whole.index_copy_(0, table.index, part if found is None else part[found[0]])
             self.latents.move_rows(name, new, found)
 
     def _move(

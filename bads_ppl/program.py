@@ -183,8 +183,9 @@ def join(first: Any, second: Any) -> Any:
 
 def split(tree: Any, count: int) -> tuple[Any, Any]:
     """The first `count` rows of every tensor of a tree, and the others: undoes `join`."""
-    if isinstance(tree, Tensor):
-        return tree[:count], tree[count:]
+    if isinstance(tree, Tensor):  # backward it is one copy, and both parts may be changed in place
+        first, rest = torch.unsafe_split_with_sizes(tree, [count, len(tree) - count])
+        return first, rest
     return tree_map(lambda x: x[:count], tree), tree_map(lambda x: x[count:], tree)
 
 

@@ -97,8 +97,11 @@ class NetworkSite:
 
     def slopes(self) -> list[Tensor]:
         """What the backward passes left in each parameter, zeros where that is nothing."""
-        found = zip(self.leaves, self.parameters, strict=True)
-        return [torch.zeros_like(p) if leaf.grad is None else own(leaf.grad) for leaf, p in found]
+        grads = [
+            torch.zeros_like(p) if leaf.grad is None else leaf.grad
+            for leaf, p in zip(self.leaves, self.parameters, strict=True)
+        ]
+        return grads if self.shards is None else [own(grad) for grad in grads]
 
     def statistics(self) -> list[Tensor]:
         """Running statistics of the module's normalisation layers; the live ones."""

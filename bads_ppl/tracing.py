@@ -6,8 +6,9 @@ values in place and collects its log-probabilities.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from pyro.distributions import Unit, constraints
@@ -55,6 +56,71 @@ def _unconstrain(fn: Any) -> Any:
         if (bound == bound.flatten()[0]).all():
             support = constraints.greater_than(float(bound.flatten()[0]))
     return biject_to(support)
+
+
+class Term(NamedTuple):
+    """One statement's part of the log joint: the sum of `scale * log_prob`."""
+
+    name: str
+    log_prob: Tensor  # (...), with its graph
+    scale: float | Tensor  # a number, or one shaped like `log_prob`
+    plates: frozenset[str] = frozenset()
+
+    def total(self) -> Tensor:
+        """The part ()."""
+        return _total(self.log_prob, self.scale)
+
+
+def _total(log_prob: Tensor, scale: float | Tensor) -> Tensor:
+    if isinstance(scale, Tensor):
+        return (log_prob * scale).sum()
+    return log_prob.sum() if scale == 1 else log_prob.sum() * scale
+
+
+class Told(NamedTuple):
+    """What an evaluation found, for the host to see."""
+
+    terms: dict[str, Tensor]  # by statement, not scaled, detached
+    scales: dict[str, float | Tensor]
+
+    def potential(self) -> Tensor:
+        """The potential () on the batch, of several processes on this one's share."""
+        found = [_total(term, self.scales[name]) for name, term in self.terms.items()]
+        return -torch.stack(found).sum() if found else torch.zeros(())
+
+
+class Seeds:
+    """Derivatives of the potential in the terms' log-probabilities, which no step makes again."""
+
+    MOST = 64
+
+    def __init__(self) -> None:
+        self._kept: dict[Any, Tensor] = {}
+
+    def backward(self, terms: Iterable[Term], retain_graph: bool = False) -> None:
+        """Add the gradient of minus these terms' sum to that of every leaf, without the sum."""
+        found = [term for term in terms if term.log_prob.requires_grad]
+        minus: dict[int, Tensor] = {}  # plates share their scales
+        seeds = []
+        for _, log_prob, scale, _ in found:
+            if not isinstance(scale, Tensor):
+                seeds.append(self._constant(log_prob, scale))
+                continue
+            if id(scale) not in minus:
+                minus[id(scale)] = -scale
+            seeds.append(minus[id(scale)])
+        if found:
+            roots = [term.log_prob for term in found]
+            torch.autograd.backward(roots, seeds, retain_graph=retain_graph)
+
+    def _constant(self, like: Tensor, scale: float) -> Tensor:
+        key = (like.shape, scale, like.dtype, like.device)
+        seed = self._kept.get(key)
+        if seed is None:
+            seed = torch.full_like(like, -scale).detach()
+            if len(self._kept) < self.MOST:  # else scales do not come back; graphs may use these
+                self._kept[key] = seed
+        return seed
 
 
 class Reached(Exception):
@@ -170,10 +236,7 @@ class Evaluate(Messenger):
         self.replay = {name: iter(outputs) for name, outputs in (replay or {}).items()}
         self.kept: Tensor | None = None
         self.index: dict[str, Tensor] = {}
-        self.names: list[str] = []
-        self.log_probs: list[Tensor] = []  # (), scaled
-        self.plates: list[frozenset[str]] = []
-        self.terms: dict[str, Tensor] = {}  # not scaled
+        self.terms: list[Term] = []
 
     def _pyro_network(self, msg: Any) -> None:
         name = msg["args"][2]
@@ -222,18 +285,17 @@ class Evaluate(Messenger):
             log_prob = self._log_density(name, fn, msg["value"])
         else:
             log_prob = fn.log_factor if type(fn) is Unit else fn.log_prob(msg["value"])
-        self.terms[name] = log_prob.detach()
         plates = frozenset(frame.name for frame in msg["cond_indep_stack"])
-        if msg["mask"] is None and isinstance(msg["scale"], float):
-            total = log_prob.sum() if msg["scale"] == 1 else msg["scale"] * log_prob.sum()
-        else:
-            total = scale_and_mask(log_prob, msg["scale"], msg["mask"]).sum()
-        self.add(name, total, plates)
+        scale = msg["scale"]
+        if msg["mask"] is not None:
+            log_prob = scale_and_mask(log_prob, 1.0, msg["mask"])
+        if isinstance(scale, Tensor) and scale.shape != log_prob.shape:
+            log_prob, scale = log_prob * scale, 1.0
+        self.terms.append(Term(name, log_prob, scale, plates))
 
-    def add(self, name: str, log_prob: Tensor, plates: frozenset[str]) -> None:
-        self.names.append(name)
-        self.log_probs.append(log_prob)
-        self.plates.append(plates)
+    def told(self) -> Told:
+        terms = {term.name: term.log_prob.detach() for term in self.terms}
+        return Told(terms, {term.name: term.scale for term in self.terms})
 
     def _log_density(self, name: str, fn: Any, value: Tensor) -> Tensor:
         """Log p(x) + T log|dx/du| (T: the group's): p(x)^(1/T) is the target on the scale of x.

@@ -12,7 +12,7 @@ from bads_ppl.losses import cross_entropy
 from bads_ppl.preconditioned import PreconditionedSGLD
 from bads_ppl.primitives import plate_sum, sample_network
 from bads_ppl.priors import NormalPrior, SparsityPrior
-from bads_ppl.program import Parts, bind
+from bads_ppl.program import Impact, Parts, bind
 from bads_ppl.sgld import SGLD
 from bads_ppl.sites import evaluation_mode, first_occurrence, zero_mean_scale
 from bads_ppl.weights import FixedWeights, InstanceWeights, WeightNetwork
@@ -328,6 +328,30 @@ def test_a_companion_with_equal_parameters_sees_equal_losses(auxiliary):
         parts.auxiliary[3].weight.mul_(2)
     latents.potential(train.full(), meta.full())
     assert not torch.allclose(latents.terms["auxiliary_loss"], theirs, atol=1e-2)
+
+
+@pytest.mark.parametrize("auxiliary", [None, "restarted", "reverted"])
+@pytest.mark.parametrize("importance", [None, torch.linspace(0.5, 2, 6)])
+def test_gradients_without_the_sum_are_those_of_the_potential(importance, auxiliary):
+    train, meta = two_sets()
+    options = {} if auxiliary is None else {"auxiliary": auxiliary}
+    model = joint if auxiliary is None else normalised
+    network = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2))
+    parts = Parts(network, InstanceWeights(0.3), SparsityPrior(0.3, scale=2.0), impact=Impact(2, 3))
+    latents = find(bind(lambda t, m, parts: model(t, m, parts, **options), parts))
+    batch, others = train.view(torch.arange(6), generator(), importance), meta.full()
+    leaves = list(network.parameters())
+
+    def found():
+        return [leaf.grad.clone() for leaf in [*leaves, latents.tables["w"].rows]]
+
+    potential = latents.potential(batch, others)
+    potential.backward()
+    expected = found()
+    latents.backward(batch, others)
+    for mine, other in zip(found(), expected, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(latents.told.potential(), potential.detach())
 
 
 def test_a_state_is_a_copy_and_that_of_another_kind_of_device_is_refused():

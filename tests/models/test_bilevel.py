@@ -151,7 +151,7 @@ def test_running_statistics_follow_the_chain_s_own_pass_alone():
     mean = net[1].running_mean.clone()
     both = torch.cat([made.train.input, made.meta.input])
     expected = 0.9 * mean + 0.1 * net[0](both).mean(0).detach()
-    made.potential = made.latents.backward(made.train.full(), made.meta.full())
+    made.latents.backward(made.train.full(), made.meta.full())
     assert net[1].num_batches_tracked.item() == count + 1
     assert torch.allclose(net[1].running_mean, expected, atol=1e-6)
 
