@@ -9,6 +9,7 @@ Everything here is on the unconstrained scale unless it says otherwise.
 
 from __future__ import annotations
 
+import copy
 import errno
 import math
 import tempfile
@@ -312,6 +313,19 @@ def first_occurrence(index: Tensor) -> Repeats:
     """Of each entry, the position (B,) of the first equal one, and 1 / how often it occurs (B,)."""
     same = index[:, None] == index[None, :]
     return same.to(torch.uint8).argmax(dim=1), 1 / same.sum(dim=1)
+
+
+def frozen(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters with requires_grad=False, which nothing writes to, by each of their names."""
+    named = module.named_parameters(remove_duplicate=False)
+    return {name: parameter for name, parameter in named if not parameter.requires_grad}
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A copy of a module with the same frozen parameters, which it shares."""
+    return copy.deepcopy(
+        module, {id(parameter): parameter for parameter in frozen(module).values()}
+    )
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from inference.llm import llm
 from inference.llm_outputs import Delivery
 from inference.made_instructions import made_instructions
 from inference.next_tokens import NextTokens
+from inference.scoring import MeanOfTheta
 from inference.tasks import Task
 from models.causal import Causal
 from models.chat import SIZES, Chat, build_folder
@@ -342,6 +343,20 @@ def test_the_network_to_keep_is_the_best_by_validation_after_burn_in():
     numbers = NextTokens(validation).scored(test, ended).numbers
     assert numbers["accuracy"] == 0 and numbers["accuracy_last"] == pytest.approx(2 / 3)
     assert numbers["validation_accuracy"] == pytest.approx(2 / 3) and numbers["count"] == 1
+
+
+def test_networks_that_may_be_kept_share_what_is_frozen():
+    network = torch.nn.Linear(2, 2)
+    network.bias.requires_grad_(False)
+    mean, before = MeanOfTheta(network), network.weight.detach().clone()
+    for _ in range(2):
+        mean.add(network)
+        with torch.no_grad():
+            network.weight.add_(1.0)
+    found = mean.put(network)
+    assert found.bias is network.bias and found.weight is not network.weight
+    assert torch.allclose(found.weight, before + 0.5)
+    assert torch.allclose(network.weight, before + 2)
 
 
 def test_examples_without_a_response_cannot_be_scored():

@@ -301,6 +301,23 @@ def test_programs_take_the_same_steps_in_pieces(model, tune, folder, tokens, mon
     assert values["w"].std() > 1e-5
 
 
+@pytest.mark.parametrize("options", [{}, {"rows": 2, "checkpoint": True}])
+def test_a_companion_shares_what_is_frozen_and_steps_are_the_same(
+    options, folder, tokens, monkeypatch
+):
+    monkeypatch.setattr("bads_ppl.kernel.check_stiffness", lambda kernel: None)
+    network = built(folder, tune="lora")
+    parts = Parts(network, InstanceWeights())
+    pairs = zip(network.parameters(), parts.auxiliary.parameters(), strict=True)
+    assert all((other is one) == (not one.requires_grad) for one, other in pairs)
+    found, values = steps(folder, tokens, MODELS["restarted"], tune="lora", **options)
+    monkeypatch.setattr("bads_ppl.program.copied", copy.deepcopy)
+    wanted, others = steps(folder, tokens, MODELS["restarted"], tune="lora", **options)
+    assert found == wanted and all(torch.equal(values[n], others[n]) for n in values)
+    fixed = {n: v for n, v in network.named_parameters() if not v.requires_grad}
+    assert all(torch.equal(values[name], value) for name, value in fixed.items())
+
+
 @pytest.mark.parametrize("options", [{}, {"rows": 2}, {"checkpoint": True}])
 def test_lent_parameters_are_those_of_the_second_pass_too(options, folder, tokens):
     plain, network = built(folder), copy.deepcopy(built(folder, **options))
