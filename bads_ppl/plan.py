@@ -16,7 +16,8 @@ class Plan:
         steps: length of the chain.
         burn_in: steps before the first draw; default half of `steps`.
         thinning: steps between draws.
-        snapshots: networks to keep per chain, at draws evenly spaced; 0 keeps none.
+        snapshots: networks to keep per chain, at draws evenly spaced, without what is frozen; 0
+            keeps none.
         evaluate_every: steps between evaluations (rows of metrics.jsonl); default steps / 10.
         check_every: steps between looks at the state: finite values, progress bar, signals apart.
         checkpoint_seconds: seconds between checkpoints.

@@ -9,7 +9,6 @@ with its parts bound, `program(train, meta)`: what kernels run.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from bads_ppl.errors import InputError
 from bads_ppl.losses import Loss, cross_entropy, observe
 from bads_ppl.primitives import NetworkPrior, sample_network
 from bads_ppl.priors import NormalPrior, SparsityPrior
+from bads_ppl.sites import copied
 from bads_ppl.weights import Weights
 
 Program = Callable[[Batch, Batch], None]
@@ -101,8 +101,11 @@ class Parts:
 
     @cached_property
     def auxiliary(self) -> nn.Module:
-        """A second network of the same shape and values, for models that run a companion chain."""
-        return copy.deepcopy(self.network)
+        """A second network of the same shape and values, for models that run a companion chain.
+
+        Parameters that are frozen are the network's own.
+        """
+        return copied(self.network)
 
     @cached_property
     def normalises_batches(self) -> bool:

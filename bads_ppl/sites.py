@@ -9,6 +9,7 @@ Everything here is on the unconstrained scale unless it says otherwise.
 
 from __future__ import annotations
 
+import copy
 import errno
 import math
 import tempfile
@@ -321,6 +322,19 @@ def drops(module: nn.Module) -> bool:
     """Whether a pass of the module leaves out units at random."""
     layers = (one for one in module.modules() if isinstance(one, nn.modules.dropout._DropoutNd))
     return any(one.training and one.p > 0 for one in layers)
+
+
+def frozen(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters with requires_grad=False, which nothing writes to, by each of their names."""
+    named = module.named_parameters(remove_duplicate=False)
+    return {name: parameter for name, parameter in named if not parameter.requires_grad}
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A copy of a module with the same frozen parameters, which it shares."""
+    return copy.deepcopy(
+        module, {id(parameter): parameter for parameter in frozen(module).values()}
+    )
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Networks kept along the chains: predictions, and weights for points that arrive later.
 
-A chain keeps the parameters of all its networks at some of its draws, evenly spaced, as
-safetensors files `snapshot-<draw>.safetensors` in its folder. Averages over them are Monte-Carlo
-estimates over the same chains as the weights.
+A chain keeps the trained parameters and the buffers of all its networks at some of its draws,
+evenly spaced, as safetensors files `snapshot-<draw>.safetensors` in its folder. Frozen parameters
+are the network's own: a few of their values tell whether it is the same one. Averages over
+snapshots are Monte-Carlo estimates over the same chains as the weights.
 """
 
 from __future__ import annotations
@@ -20,21 +21,35 @@ from bads_ppl.data import Data
 from bads_ppl.errors import InputError
 from bads_ppl.program import capture_features
 from bads_ppl.shards import together
-from bads_ppl.sites import NetworkSite, evaluation_mode
+from bads_ppl.sites import NetworkSite, evaluation_mode, frozen
 from bads_ppl.weights import WeightNetwork
+
+FROZEN = ".frozen"
+"""Behind the name of a network: the key of what tells its frozen parameters."""
+
+
+def _beginnings(parameters: dict[str, Tensor]) -> Tensor:
+    """The first values of each parameter."""
+    several = [together(value.detach()).flatten()[:8] for value in parameters.values()]
+    return torch.cat(several).float().cpu()
 
 
 def save_snapshot(folder: Path | None, draw: int, networks: dict[str, NetworkSite]) -> None:
-    """Write the parameters and buffers of a chain's networks, companions left out.
+    """Write the trained parameters and buffers of a chain's networks, companions left out.
 
     Without a folder nothing is written: a sharded network is put together by all processes.
     """
-    tensors = {
-        f"{name}/{key}": together(value.detach()).cpu().clone(memory_format=torch.contiguous_format)
-        for name, site in networks.items()
-        if site.companion is None
-        for key, value in site.module.state_dict().items()
-    }
+    tensors = {}
+    for name, site in networks.items():
+        if site.companion is not None:
+            continue
+        fixed = frozen(site.module)
+        for key, value in site.module.state_dict().items():
+            if key not in fixed:
+                whole = together(value.detach()).cpu()
+                tensors[f"{name}/{key}"] = whole.clone(memory_format=torch.contiguous_format)
+        if fixed:
+            tensors[f"{name}{FROZEN}"] = _beginnings(fixed)
     if folder is None:
         return
     with atomic_path(folder / f"snapshot-{draw:06d}.safetensors") as path:
@@ -77,11 +92,18 @@ class Snapshots:
             except (SafetensorError, OSError) as error:
                 raise InputError(f"{path} cannot be read ({error}): it is damaged") from error
             for name, module in modules.items():
-                state = {
+                fixed, known = frozen(module), tensors.get(f"{name}{FROZEN}")
+                if known is not None and not torch.equal(known, _beginnings(fixed)):
+                    raise InputError(
+                        f"{path} holds a {name!r} whose frozen parameters are others: give a "
+                        "network that is made from the same pretrained model"
+                    )
+                own = {
                     key[len(name) + 1 :]: value
                     for key, value in tensors.items()
                     if key.startswith(f"{name}/")
                 }
+                state = {**fixed, **own}
                 try:
                     module.load_state_dict(state)
                 except RuntimeError as error:
@@ -101,7 +123,7 @@ class Snapshots:
         """Posterior predictive: the mean of link(output), (M, ...), over the snapshots.
 
         Args:
-            network: a network of the run's shape; its parameters are overwritten.
+            network: a network of the run's shape; its trained parameters are overwritten.
             data: points to predict, on the network's device; targets are not used.
             link: outputs to what is averaged; default class probabilities from logits.
         """
@@ -121,7 +143,7 @@ class Snapshots:
         """Mean (M,) and standard deviation (M,) of the weights of new points, without retraining.
 
         Args:
-            network: a network of the run's shape; its parameters are overwritten.
+            network: a network of the run's shape; its trained parameters are overwritten.
             weights: a weight network of the run's shape; likewise.
             data: points to weigh, with their labels where the weight network uses them.
             head: the layer whose input is the embedding; default `embedding_layer(network)`.

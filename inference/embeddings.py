@@ -98,7 +98,7 @@ def folder_version(folder: Path) -> str:
     """What tells versions of a model in a local folder apart: a hash of its files' content."""
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(folder.glob("*")):
-        if path.suffix in (".safetensors", ".json", ".model", ".txt"):
+        if path.suffix in (".safetensors", ".json", ".model", ".txt", ".jinja"):
             digest.update(path.name.encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "blake2b").digest())

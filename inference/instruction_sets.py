@@ -89,10 +89,16 @@ def read_sources(
         reading: how.
 
     Raises:
-        InputError: if one cannot be read.
+        InputError: if there are none, or one cannot be read.
     """
     there = find_examples(root)
     chosen = sources or {name: name for name in there}
+    if not chosen:
+        raise InputError(
+            f"there are no sources to weigh: none is named, and {root.absolute()} has none of the "
+            f"examples {', '.join(EXAMPLES)}; name one with data.train=<file>, several with "
+            "task.data.sources='{mine: a.jsonl, web: b.parquet}', or set data.root (BADS_DATA)"
+        )
     found = []
     for name, place in chosen.items():
         if place not in EXAMPLES:

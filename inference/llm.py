@@ -133,12 +133,13 @@ def llm(
     )
     reading = Reading(on_error, empty)
     place = Path(root)
-    if questions != 0:
-        _check_asked(target, questions, split)
     named = _named(train, sources)
     made = source == "generated" or (
         source == "auto" and not (named or meta or target) and not find_examples(place)
     )
+    aimed = None if made else target if target or meta else "mmlu"
+    if questions != 0:
+        _check_asked(aimed, questions, split)
     if made:
         if named or meta or test or target:
             raise InputError("data.source=generated takes no files: leave out sources and target")
@@ -147,7 +148,7 @@ def llm(
     else:
         aim = read_target(
             place,
-            target if target or meta else "mmlu",
+            aimed,
             meta=meta,
             test=test,
             count=meta_count,
@@ -167,15 +168,20 @@ def llm(
             "mean nothing elsewhere",
             *notes,
         )
-    others = [] if made else _others(place, named, reading, aim)
+    on_the_spot = model in (None, "built")
+    others = _others(place, named, reading, aim) if on_the_spot and not made else []
     folder, pretrained, told = _model(
         model, size, vocabulary, pretraining, whole, others, made, cache, device, max_tokens
     )
+    base = None if on_the_spot else str(model)
+    if base is not None and Path(base).is_dir():
+        base = str(Path(base).absolute())
+    chat = Chat(folder, max_tokens)
     return _of_conversations(
         name,
         chosen,
         aim,
-        Chat(folder, max_tokens),
+        chat,
         split=split,
         tested=tested,
         batch=batch,
@@ -184,8 +190,8 @@ def llm(
         notes=(*notes, *told),
         facts={"model": str(model or "built"), "pretrained": pretrained, "target": aim.name},
         network={"folder": str(folder), "pretrained": pretrained},
-        deliver=partial(Delivery, base=folder, selected=selected, seed=seed),
-        ask=None if questions == 0 else partial(_ask, folder, str(target), place, questions, batch),
+        deliver=partial(Delivery, chat=chat, base=base, selected=selected, seed=seed),
+        ask=None if questions == 0 else partial(_ask, folder, str(aimed), place, questions, batch),
     )
 
 

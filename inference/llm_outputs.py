@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 
 from bads_ppl.atomic import atomic_path
 from bads_ppl.selection import Selection
@@ -20,7 +21,8 @@ from inference.instructions import Conversation
 from inference.next_tokens import best_kept
 from inference.scoring import Ended
 from inference.text_sources import generator
-from models.pretrained import read_tokenizer
+from models.chat import Chat
+from models.lora import BASE
 from models.tokens import new_folder
 
 Selected = Literal["top", "sample"]
@@ -31,16 +33,21 @@ Row = tuple[str, str, Conversation]
 
 CARD = """---
 library_name: transformers
-tags: [bads-ppl]
+{base_model}tags: [bads-ppl]
 ---
 Fine-tuned by bads-ppl ({method}) for {target}.
 
 - Base: {base}
 - Data: {data}
-- Mean weight by source: {weights}
-- Settings: {settings}
+- Mean weight by source, with its 95 % interval: {weights}
 - Next-token accuracy on validation examples: {accuracy:.4f}
+- Chosen: {chosen}
+
+```yaml
+{settings}```
 """
+CHOSEN = ("method", "model", "weights", "sampler", "preset")
+"""What the settings on a card were chosen by."""
 
 
 @dataclass(frozen=True)
@@ -49,35 +56,50 @@ class Delivery:
 
     Attributes:
         rows: the N_t train examples.
-        base: folder of the model that was fine-tuned.
+        chat: layout of what the network is shown.
+        base: id or absolute folder of the model that is fine-tuned; None: it was made on the spot,
+            so that an adapter takes it along.
         selected: how the share `sparsity` is selected: "top", those with the highest weights, or
             "sample", drawn in proportion to weight, none twice.
         seed: draws them.
     """
 
     rows: Sequence[Row]
-    base: Path
+    chat: Chat
+    base: str | None = None
     selected: Selected = "top"
     seed: int = 0
 
     def __call__(
-        self, folder: Path, selection: Selection, ended: Sequence[Ended], about: Mapping[str, Any]
-    ) -> None:
+        self,
+        folder: Path,
+        selection: Selection,
+        ended: Sequence[Ended],
+        about: Mapping[str, Any],
+        settings: Mapping[str, Any],
+    ) -> list[str]:
         """Write `weighted.jsonl`, `selected.jsonl` and the folder `model` into the run's folder.
+
+        Where all weights are equal, as with mixing, nothing is selected by them: there is no
+        `selected.jsonl`, and a warning says so.
 
         Args:
             folder: the run's.
             selection: weights of the train examples.
             ended: the chains; the network that is kept is that of the best one by validation.
             about: the run's results so far.
+            settings: the run's.
         """
+        equal = bool((selection.mean == selection.mean[0]).all())
         count = max(1, round(about["sparsity"] * len(selection)))
-        chosen = self._chosen(selection, count)
+        chosen = np.arange(0) if equal else self._chosen(selection, count)
         lines = list(self._lines(selection, chosen))
-        for name, some in ((WEIGHTED, lines), (SELECTED, [lines[k] for k in chosen])):
+        written = {WEIGHTED: lines} | ({} if equal else {SELECTED: [lines[k] for k in chosen]})
+        for name, some in written.items():
             with atomic_path(folder / name) as path:
                 path.write_text("".join(f"{json.dumps(one)}\n" for one in some), encoding="utf-8")
-        self._model(folder / MODEL, selection, ended, about)
+        self._model(folder / MODEL, ended, about, settings)
+        return [f"all weights are equal: no examples are selected ({SELECTED})"] if equal else []
 
     def _chosen(self, selection: Selection, count: int) -> NDArray[np.int64]:
         """Positions of the selected examples, in the order of the data.
@@ -108,26 +130,41 @@ class Delivery:
             }
 
     def _model(
-        self, target: Path, selection: Selection, ended: Sequence[Ended], about: Mapping[str, Any]
+        self,
+        target: Path,
+        ended: Sequence[Ended],
+        about: Mapping[str, Any],
+        settings: Mapping[str, Any],
     ) -> None:
         network, told = best_kept(ended)
-        sources = np.array([source for source, _, _ in self.rows])
-        names = dict.fromkeys(sources.tolist())
-        means = {name: float(selection.mean[sources == name].mean()) for name in names}
         before = folder_version(target) if target.is_dir() else None
         with new_folder(target) as temporary:
-            read_tokenizer(self.base).save_pretrained(temporary)
-            network.save(temporary)
-            card = CARD.format(
-                method=about["method"],
-                target=about["data"]["target"],
-                base=about["data"]["model"],
-                data=", ".join(f"{name} ({int((sources == name).sum()):,})" for name in names),
-                weights=", ".join(f"{name} {mean:.3f}" for name, mean in means.items()),
-                settings=json.dumps(about["settings"]),
-                accuracy=told.accuracy,
-            )
+            self.chat.save_tokenizer(temporary)
+            if network.tune == "lora" and self.base is None:
+                (temporary / BASE).mkdir()
+                self.chat.save_tokenizer(temporary / BASE)
+                network.save_base(temporary / BASE)
+            network.save(temporary, self.base or str(target.absolute() / BASE))
+            card = self._card(about, settings, told.accuracy)
             (temporary / "README.md").write_text(card, encoding="utf-8")
             shutil.rmtree(target, ignore_errors=True)  # of a run that was summed up before
         if folder_version(target) != before:  # what was asked before is of another model
             (target.parent / SCORES).unlink(missing_ok=True)
+
+    def _card(self, about: Mapping[str, Any], settings: Mapping[str, Any], accuracy: float) -> str:
+        groups = about["groups"].items()
+        from_hub = self.base is not None and not Path(self.base).is_absolute()
+        return CARD.format(
+            base_model=f"base_model: {self.base}\n" if from_hub else "",
+            method=about["method"],
+            target=about["data"]["target"],
+            base=about["data"]["model"],
+            data=", ".join(f"{name} ({one['count']:,})" for name, one in groups),
+            weights=", ".join(
+                "{} {:.3f} ({:.3f} to {:.3f})".format(name, one["mean_weight"], *one["interval"])
+                for name, one in groups
+            ),
+            accuracy=accuracy,
+            chosen=", ".join(f"{name} {about[name]}" for name in CHOSEN),
+            settings=OmegaConf.to_yaml(OmegaConf.create(dict(settings))),
+        )

@@ -26,7 +26,7 @@ from bads_ppl.selection import Selection
 from inference.evaluation import ends, mean_scores, on_test_set
 from inference.experiment import Experiment
 from inference.extremes import write_extremes, write_samples
-from inference.folder import METRICS, RESULTS
+from inference.folder import METRICS, RESULTS, settings
 from inference.setups import Setup
 from inference.tasks import Task
 
@@ -125,7 +125,10 @@ def report(experiment: Experiment, chains: list[ChainResult]) -> dict[str, Any]:
         "warnings": list(task.warnings),
     }
     if task.delivery is not None:
-        task.delivery(folder, selection, ends(chains), results)
+        length = {"steps": config.steps, "chains": config.chains}
+        results["warnings"] += task.delivery(
+            folder, selection, ends(chains), results, {**length, **settings(config)}
+        )
     with atomic_path(folder / RESULTS) as path:
         path.write_text(json.dumps(results, indent=2) + "\n")
     return results

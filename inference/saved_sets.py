@@ -40,7 +40,7 @@ def set_folder(folder: Path, split: str | None) -> tuple[Path, str | None]:
         if split is None or split not in names:
             raise InputError(
                 f"{folder} has the splits {', '.join(map(str, names)) or '(none)'}, got split "
-                f"{split!r}: name one of them"
+                f"{split!r}: name one of them as {folder}/<split>"
             )
         return folder / split, None
     if not (folder / STATE).is_file():

@@ -6,7 +6,6 @@ A task has one `Scoring`: `Classes`, where points are classified, or what anothe
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,7 +20,7 @@ from bads_ppl.checks import check_classes
 from bads_ppl.data import Batch, Data
 from bads_ppl.losses import Loss, cross_entropy
 from bads_ppl.plots import Metrics
-from bads_ppl.sites import evaluation_mode
+from bads_ppl.sites import copied, evaluation_mode
 
 
 class Measure(Protocol):
@@ -219,8 +218,8 @@ class MeanOfTheta:
 
     @torch.no_grad()
     def put(self, network: nn.Module) -> nn.Module:
-        """A copy of the network with the mean."""
-        own = copy.deepcopy(network)
+        """A copy of the network with the mean; what is frozen they share."""
+        own = copied(network)
         for name, parameter in own.named_parameters():
             if name in self.mean:
                 parameter.copy_(self.mean[name])

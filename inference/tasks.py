@@ -28,11 +28,19 @@ from inference.sources import ImageSplits, load_mnist
 
 
 class Deliver(Protocol):
-    """Writes files into a run's folder, given its weights, its chains and its results so far."""
+    """Writes files into a run's folder; returns what a reader of the results must know.
+
+    It is given the run's weights, its chains, its results so far and its settings.
+    """
 
     def __call__(
-        self, folder: Path, selection: Selection, ended: Sequence[Ended], about: Mapping[str, Any]
-    ) -> None: ...
+        self,
+        folder: Path,
+        selection: Selection,
+        ended: Sequence[Ended],
+        about: Mapping[str, Any],
+        settings: Mapping[str, Any],
+    ) -> Sequence[str]: ...
 
 
 @dataclass(frozen=True)

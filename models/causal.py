@@ -19,8 +19,8 @@ from models.language import (
     language_model,
     log_probabilities,
 )
-from models.lora import CONFIG, adapted, adapter_base, save_adapter, with_adapter
-from models.pretrained import find_model, read_tokenizer
+from models.lora import CONFIG, adapted, adapter_base, save_adapter, save_base, with_adapter
+from models.pretrained import find_model, no_bars_in_logs, read_tokenizer
 
 Tune = Literal["full", "lora"]
 """What is trained: the whole model, or a low-rank change of its linear layers."""
@@ -122,16 +122,25 @@ class Causal(LanguageModel):
             none.bool().index_copy(1, columns, hits),
         )
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, base: str | None = None) -> None:
         """Write the model into a folder that is there, or with tune "lora" the adapter.
 
         The former is read as any model of `transformers`, the latter by `peft`, which puts it on
         the model that it was made for.
+
+        Args:
+            folder: gets the files.
+            base: id or folder of that model, as the adapter is to tell; None: as was given.
         """
         if self.tune == "lora":
-            save_adapter(self.model, self.base, "CAUSAL_LM", folder)
+            save_adapter(self.model, base or self.base, "CAUSAL_LM", folder)
         else:
             super().save(folder)
+
+    def save_base(self, folder: Path) -> None:
+        """Write the model that an adapter is made for into a folder that is there."""
+        no_bars_in_logs()
+        save_base(self.model, folder)
 
 
 @torch.no_grad()
@@ -151,7 +160,7 @@ def read_causal(name: str | Path, adapter: Path | None = None) -> tuple[Any, Any
 
     Args:
         name: id or folder of the model, or the folder of an adapter, which is put on the model
-            that it was made for.
+            that it was made for; the tokenizer is the adapter's, where it has one.
         adapter: folder of an adapter to put on the model.
 
     Raises:
@@ -177,9 +186,11 @@ def read_causal(name: str | Path, adapter: Path | None = None) -> tuple[Any, Any
 def _on_its_base(adapter: Path) -> tuple[Any, Any]:
     base = adapter_base(adapter)
     try:
-        return read_causal(base, adapter)
+        model, tokenizer = read_causal(base, adapter)
     except InputError as error:
         raise InputError(
             f"adapter {adapter} was made for model {base!r}. {error} (adapter={adapter} puts it on "
             "the model that is named)"
         ) from error
+    own = (adapter / "tokenizer_config.json").is_file()  # may have a chat template that it lacks
+    return model, read_tokenizer(adapter) if own else tokenizer

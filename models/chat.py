@@ -267,6 +267,10 @@ class Chat:
             ids, done = longer, part
         return ids, [IGNORED] * min(len(ids), 1) + labels[1:]  # nothing says what comes first
 
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer, with the template in use, into a folder that is there."""
+        self._tokenizer.save_pretrained(folder)
+
 
 # ------------------------------------------------------------------------- made of the texts
 

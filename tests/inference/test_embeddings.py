@@ -83,3 +83,6 @@ def test_a_version_is_that_of_the_content_and_not_of_the_place(tmp_path):
     assert folder_version(tmp_path / "a") == folder_version(tmp_path / "b")
     (tmp_path / "b" / "model.safetensors").write_bytes(b"others")
     assert folder_version(tmp_path / "a") != folder_version(tmp_path / "b")
+    before = folder_version(tmp_path / "a")
+    (tmp_path / "a" / "chat_template.jinja").write_text("{{ messages }}")
+    assert folder_version(tmp_path / "a") != before

@@ -235,7 +235,9 @@ def test_a_saved_dictionary_of_splits_is_read_by_the_name_of_one(tmp_path):
     splits.write_text('{"splits": ["train", "test"]}')
     assert read(tmp_path / "all", split="test").ids == ["test"]
     for asked in (None, "dev"):
-        with pytest.raises(InputError, match=f"has the splits train, test, got split {asked!r}"):
+        with pytest.raises(
+            InputError, match=f"splits train, test, got split {asked!r}.*all/<split>"
+        ):
             read(tmp_path / "all", split=asked)
     splits.write_text('{"splits": ["train"]}')
     assert read(tmp_path / "all").ids == ["train"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM
 
 from bads_ppl.data import Data
@@ -19,16 +21,18 @@ from bads_ppl.errors import InputError
 from bads_ppl.selection import Selection
 from inference import next_tokens
 from inference.folder import MODEL, SCORES, SELECTED, WEIGHTED, WRITTEN
-from inference.instruction_sets import shuffled
+from inference.instruction_sets import Target, shuffled
 from inference.instructions import Instructions, Message
 from inference.llm import llm
 from inference.llm_outputs import Delivery
 from inference.made_instructions import made_instructions
 from inference.next_tokens import NextTokens
+from inference.scoring import MeanOfTheta
 from inference.tasks import Task
-from models.causal import Causal
+from models.causal import Causal, read_causal
 from models.chat import SIZES, Chat, build_folder
 from models.language import IGNORED
+from models.pretrained import read_tokenizer
 
 ROOT = Path(os.environ.get("BADS_DATA", "data"))
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
@@ -96,6 +100,22 @@ def make(cache, files):
         return llm(seed=seed, cache=cache, **{**given, **options})
 
     return build
+
+
+@pytest.fixture(scope="session")
+def named(tmp_path_factory) -> Path:
+    """The folder of a pretrained model whose tokenizer has no chat template."""
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
+        patch.setitem(SIZES, "tiny", SMALL)
+        texts = ["It is a sum. yes Yes yes Yes", *"yes yes yes Yes Yes"]
+        built = build_folder(tmp_path_factory.mktemp("built"), texts * 9, "tiny", 300)
+        folder = tmp_path_factory.mktemp("named")
+        Causal(built, pretrained=False).save(folder)
+    about = json.loads((built / "tokenizer_config.json").read_text())
+    del about["chat_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+    shutil.copy(built / "tokenizer.json", folder)
+    return folder
 
 
 @pytest.fixture
@@ -288,6 +308,15 @@ def test_a_benchmark_is_the_target_and_examples_are_the_sources(cache):
             "questions=5 are test questions, got split=validation",
         ),
         ({"questions": 5}, "task.data.questions=5 are of a benchmark, got task.target=None"),
+        (
+            {"source": "generated", "sources": None, "meta": None, "test": None, "questions": 5},
+            "questions=5 are of a benchmark, got task.target=None",
+        ),
+        (
+            {"sources": None},
+            r"no sources to weigh: none is named, .*none has none of the examples "
+            r"dolly, .*data.train=<file>.*task.data.sources=",
+        ),
         ({"shuffle": ["nowhere"]}, "no sources: they are near, far"),
         ({"target": "mmlu"}, "leave one of them out"),
         ({"meta": None}, "goes with data.meta"),
@@ -306,6 +335,29 @@ def test_a_benchmark_is_the_target_and_examples_are_the_sources(cache):
 def test_what_cannot_be_used_is_refused(make, options, message):
     with pytest.raises(InputError, match=message):
         make(**options)
+
+
+def test_without_a_target_the_questions_are_those_of_mmlu(make, monkeypatch):
+    some = [(Message("user", f"{k}?"), Message("assistant", "A")) for k in range(6)]
+    aim, asked = Target("mmlu", some[:2], some[2:4], some[4:]), []
+
+    def evaluate(model, names, **options):
+        asked.append((names, options["limit"]))
+        return {"mmlu": SimpleNamespace(accuracy=0.25, normalised=None)}
+
+    monkeypatch.setattr("inference.llm.read_target", lambda root, target, **options: aim)
+    monkeypatch.setattr("inference.llm.check", lambda names: None)
+    monkeypatch.setattr("inference.llm.evaluate", evaluate)
+    task = make(meta=None, test=None, questions=7)
+    assert task.scoring.ask(SimpleNamespace(model=None)) == {"benchmark": 0.25}
+    assert asked == [(["mmlu"], 7)]
+
+
+def test_other_examples_are_read_for_a_built_model_alone(make, named, tmp_path):
+    (tmp_path / "alpaca_sample_15k.jsonl.gz").write_bytes(b"damaged")
+    make(root=str(tmp_path), model=str(named))
+    with pytest.raises(InputError, match="alpaca_sample_15k"):
+        make(root=str(tmp_path))
 
 
 # --------------------------------------------------------------------------------- next tokens
@@ -363,6 +415,20 @@ def test_the_network_to_keep_is_the_best_by_validation_after_burn_in():
     assert numbers["validation_accuracy"] == pytest.approx(2 / 3) and numbers["count"] == 1
 
 
+def test_networks_that_may_be_kept_share_what_is_frozen():
+    network = torch.nn.Linear(2, 2)
+    network.bias.requires_grad_(False)
+    mean, before = MeanOfTheta(network), network.weight.detach().clone()
+    for _ in range(2):
+        mean.add(network)
+        with torch.no_grad():
+            network.weight.add_(1.0)
+    found = mean.put(network)
+    assert found.bias is network.bias and found.weight is not network.weight
+    assert torch.allclose(found.weight, before + 0.5)
+    assert torch.allclose(network.weight, before + 2)
+
+
 def test_examples_without_a_response_cannot_be_scored():
     with pytest.raises(InputError, match="1 of 2 meta examples have no token of a response"):
         NextTokens(examples([IGNORED, 3])).check(
@@ -398,7 +464,17 @@ def test_a_run_leaves_weights_the_selected_examples_and_the_model(run, cache):
     known = {path for pattern in WRITTEN for path in folder.glob(pattern)}
     assert set(folder.iterdir()) == known  # what overwrite=true removes
     card = (folder / MODEL / "README.md").read_text()
-    assert f"sums {found['groups']['sums']['mean_weight']:.3f}" in card
+    assert "base_model" not in card and "- Data: sums (300), sentences (300), wrong (300)" in card
+    for name, group in found["groups"].items():
+        low, high = group["interval"]
+        assert f"{name} {group['mean_weight']:.3f} ({low:.3f} to {high:.3f})" in card
+    assert "method bads, model normalised, weights network, sampler preconditioned" in card
+    settings = OmegaConf.create(card.split("```yaml")[1].split("```")[0])
+    config = OmegaConf.load(folder / "config.yaml")
+    assert (settings.steps, settings.chains, settings.seed, settings.sparsity) == (4, 1, 0, 0.1)
+    for name in ("method", "model", "weights", "sampler", "backbone", "prior", "task"):
+        assert settings[name] == config[name], name
+    assert "run_dir" not in settings and "cache" not in settings
 
 
 @pytest.mark.parametrize(
@@ -416,14 +492,63 @@ def test_a_run_leaves_weights_the_selected_examples_and_the_model(run, cache):
         ("method=rho_loss", "method.proxy.steps=2"),
         ("method=classact", "method.proxy.steps=2"),
         ("method=rds", "method.proxy.steps=2"),
+        ("method=askllm", "method.rule.model={named}", "method.rule.max_tokens=32"),
     ],
     ids=lambda options: "-".join(options[:1]),
 )
-def test_every_method_runs_on_it(run, options):
+def test_every_method_runs_on_it(run, named, options):
+    options = [option.format(named=named) for option in options]
     folder = run("steps=2", "burn_in=1", "evaluate_every=2", *options)
     assert 0 <= results(folder)["test"]["accuracy"] <= 1
     name = "adapter_model" if "lora" in options[0] else "model"
     assert (folder / MODEL / f"{name}.safetensors").is_file()
+    equal = options[0] in ("method=mixing", "method=dup_meta", "method=meta_only")
+    told = any(note.startswith("all weights are equal") for note in results(folder)["warnings"])
+    assert (folder / SELECTED).exists() == (not equal) and told == equal
+    assert any(row["selected"] for row in lines(folder / WEIGHTED)) == (not equal)
+
+
+def test_an_adapter_of_a_built_model_takes_it_along(call, tmp_path):
+    """Without pretraining it is nowhere else; with it in the cache, which may be removed."""
+    cache, folder = tmp_path / "cache", tmp_path / "run"
+    done = call(*RUN, f"cache={cache}", f"run_dir={folder}", "backbone.tune=lora")
+    assert done.code == 0, done.err
+    shutil.rmtree(cache)
+    about = json.loads((folder / MODEL / "adapter_config.json").read_text())
+    assert about["base_model_name_or_path"] == str(folder / MODEL / "base")
+    assert "base_model" not in (folder / MODEL / "README.md").read_text()
+    model, tokenizer = read_causal(folder / MODEL)
+    ids = tokenizer("What is 2 plus 3?", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        found = model(ids).logits
+        with model.disable_adapter():
+            base = model(ids).logits
+    assert not torch.equal(found, base)
+    own, _ = read_causal(folder / MODEL / "base")
+    assert torch.equal(own(ids).logits, base)
+
+
+def test_an_adapter_names_its_base_and_has_the_layout_that_it_was_trained_on(
+    run, named, monkeypatch
+):
+    monkeypatch.setattr("inference.llm.find_model", lambda name: named)
+    options = ["backbone.tune=lora", "task.model=nobody/tiny"]
+    folder = run("steps=2", "burn_in=1", "evaluate_every=2", *options) / MODEL
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\nbase_model: nobody/tiny\ntags:")
+    about = json.loads((folder / "adapter_config.json").read_text())
+    assert about["base_model_name_or_path"] == "nobody/tiny" and not (folder / "base").exists()
+    monkeypatch.setattr("models.causal.find_model", lambda name: named)
+    asked = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}]
+    assert read_tokenizer(named).chat_template is None
+    for tokenizer in (read_causal(folder)[1], read_tokenizer(folder)):
+        laid_out = tokenizer.apply_chat_template(asked, tokenize=False)
+        assert laid_out == "User: What?\nAssistant: That.<|end|>"
+
+
+def test_a_local_base_is_named_by_where_it_is(make, named, monkeypatch):
+    monkeypatch.chdir(named.parent)
+    assert make(model=named.name).delivery.base == str(named)
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(run, call, cache, tmp_path, monkeypatch):
@@ -446,9 +571,28 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(run, call, cache, tmp_p
     assert lines(tmp_path / "other" / SELECTED) == lines(whole / SELECTED)
 
 
-def test_the_model_is_that_of_the_chain_that_is_best_by_validation(tmp_path):
+ABOUT = {
+    "sparsity": 0.5,
+    "method": "bads",
+    "model": "joint",
+    "weights": "instance",
+    "sampler": "sgld",
+    "preset": "default",
+    "groups": {"one": {"mean_weight": 0.3, "interval": [0.2, 0.4], "count": 1}},
+    "data": {"target": "x", "model": "y"},
+}
+
+
+@pytest.fixture
+def chat(tmp_path) -> Chat:
+    return Chat(build_folder(tmp_path / "cache", ["a b"], "tiny", 270), 99)
+
+
+def test_the_model_is_that_of_the_chain_that_is_best_by_validation(tmp_path, chat):
     class Saved(Teller):
-        def save(self, folder: Path) -> None:
+        tune = "full"
+
+        def save(self, folder: Path, base: str | None) -> None:
             (folder / "kept.txt").write_text(str(float(self.right.detach())))
 
     validation = examples([IGNORED, 4, 5, 6])
@@ -460,28 +604,20 @@ def test_the_model_is_that_of_the_chain_that_is_best_by_validation(tmp_path):
     draws = [np.array([[0.2, 0.9], [0.4, 0.7]], dtype=np.float32)]
     selection = Selection.from_draws(np.arange(2), draws)
     said = (Message("user", "a"), Message("assistant", "b"))
-    about = {
-        "sparsity": 0.5,
-        "method": "bads",
-        "settings": {},
-        "data": {"target": "x", "model": "y"},
-    }
-    base = build_folder(tmp_path, ["a b"], "tiny", 270)
-    delivery = Delivery([("one", "0", said), ("two", "7", said)], base)
+    delivery = Delivery([("one", "0", said), ("two", "7", said)], chat)
     for _ in range(2):  # summed up again, it is replaced
-        delivery(tmp_path, selection, ended, about)
+        assert delivery(tmp_path, selection, ended, ABOUT, {}) == []
     assert (tmp_path / MODEL / "kept.txt").read_text() == "4.0"
-    assert "one 0.300, two 0.800" in (tmp_path / MODEL / "README.md").read_text()
     (selected,) = lines(tmp_path / SELECTED)
     assert selected["id"] == "7" and selected["weight"] == pytest.approx(0.8)
 
 
-def test_examples_are_sampled_in_proportion_to_their_weight():
+def test_examples_are_sampled_in_proportion_to_their_weight(chat):
     weights = np.array([0.0, 0.1, 0.2, 0.3], dtype=np.float32)
     selection = Selection.from_draws(np.arange(4), [np.stack([weights, weights])])
 
     def chosen(seed: int, count: int) -> np.ndarray:
-        return Delivery((), Path(), "sample", seed)._chosen(selection, count)
+        return Delivery((), chat, selected="sample", seed=seed)._chosen(selection, count)
 
     first = np.array([chosen(seed, 1)[0] for seed in range(2000)])
     shares = np.bincount(first, minlength=4) / len(first)
@@ -515,26 +651,19 @@ def test_a_built_model_does_not_learn_the_target(make, tmp_path, monkeypatch):
     assert sorted(seen) == sorted(others[12:])
 
 
-def test_scores_of_another_model_go_with_it(tmp_path):
-    base = build_folder(tmp_path / "cache", ["a b"], "tiny", 270)
-    network = Causal(base, pretrained=False)
+def test_scores_of_another_model_go_with_it(tmp_path, chat):
+    network = Causal(next((tmp_path / "cache").iterdir()), pretrained=False)
     kept = SimpleNamespace(kept=lambda _: (network, next_tokens.Told(0.5, 1.0)))
     ended = [SimpleNamespace(measure=kept, network=network)]
     draws = [np.array([[0.2, 0.9]], dtype=np.float32)]
     selection = Selection.from_draws(np.arange(2), draws)
     rows = [("one", str(k), (Message("user", "a"), Message("assistant", "b"))) for k in (0, 7)]
-    about = {
-        "sparsity": 0.5,
-        "method": "bads",
-        "settings": {},
-        "data": {"target": "x", "model": ""},
-    }
-    deliver = Delivery(rows, base)
-    deliver(tmp_path, selection, ended, about)
+    deliver = Delivery(rows, chat)
+    deliver(tmp_path, selection, ended, ABOUT, {})
     (tmp_path / SCORES).write_text("{}")
-    deliver(tmp_path, selection, ended, about)  # summed up again, the model is the same
+    deliver(tmp_path, selection, ended, ABOUT, {})  # summed up again, the model is the same
     assert (tmp_path / SCORES).exists()
     with torch.no_grad():
         next(network.parameters()).add_(1.0)
-    deliver(tmp_path, selection, ended, about)
+    deliver(tmp_path, selection, ended, ABOUT, {})
     assert not (tmp_path / SCORES).exists()

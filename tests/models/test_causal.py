@@ -29,7 +29,7 @@ from bads_ppl.priors import NormalPrior, SparsityPrior
 from bads_ppl.program import Parts, bind, capture_features
 from bads_ppl.sgld import SGLD
 from bads_ppl.weights import InstanceWeights, WeightNetwork
-from models.causal import Causal
+from models.causal import Causal, read_causal
 from models.chat import SIZES, Chat, build_folder
 from models.joint import joint
 from models.language import IGNORED, token_loss
@@ -301,6 +301,23 @@ def test_programs_take_the_same_steps_in_pieces(model, tune, folder, tokens, mon
     assert values["w"].std() > 1e-5
 
 
+@pytest.mark.parametrize("options", [{}, {"rows": 2, "checkpoint": True}])
+def test_a_companion_shares_what_is_frozen_and_steps_are_the_same(
+    options, folder, tokens, monkeypatch
+):
+    monkeypatch.setattr("bads_ppl.kernel.check_stiffness", lambda kernel: None)
+    network = built(folder, tune="lora")
+    parts = Parts(network, InstanceWeights())
+    pairs = zip(network.parameters(), parts.auxiliary.parameters(), strict=True)
+    assert all((other is one) == (not one.requires_grad) for one, other in pairs)
+    found, values = steps(folder, tokens, MODELS["restarted"], tune="lora", **options)
+    monkeypatch.setattr("bads_ppl.program.copied", copy.deepcopy)
+    wanted, others = steps(folder, tokens, MODELS["restarted"], tune="lora", **options)
+    assert found == wanted and all(torch.equal(values[n], others[n]) for n in values)
+    fixed = {n: v for n, v in network.named_parameters() if not v.requires_grad}
+    assert all(torch.equal(values[name], value) for name, value in fixed.items())
+
+
 @pytest.mark.parametrize("options", [{}, {"rows": 2}, {"checkpoint": True}])
 def test_lent_parameters_are_those_of_the_second_pass_too(options, folder, tokens):
     plain, network = built(folder), copy.deepcopy(built(folder, **options))
@@ -398,6 +415,25 @@ def test_a_saved_adapter_gives_the_same_outputs_in_peft(kind, tokens, tmp_path, 
     assert torch.allclose(found[seen], wanted[seen], atol=1e-5)
     assert not torch.allclose(without[seen], wanted[seen], atol=1e-2)
     assert network.model.peft_config["default"].inference_mode is False  # still to be trained
+
+
+def test_a_base_that_is_saved_with_its_adapter_is_found_beside_it(folder, tokens, tmp_path):
+    network, plain = stirred(built(folder, tune="lora", rank=2)), built(folder)
+    (tmp_path / "made" / "base").mkdir(parents=True)
+    network.save_base(tmp_path / "made" / "base")
+    network.save(tmp_path / "made", base="/no/longer/there")
+    Chat(folder, 100).save_tokenizer(tmp_path / "made" / "base")
+    again = Causal(tmp_path / "made" / "base", pretrained=True)
+    with torch.no_grad():
+        assert torch.equal(again(tokens), plain(tokens))
+    (tmp_path / "made").rename(tmp_path / "moved")
+    model, _ = read_causal(tmp_path / "moved")
+    inputs = {"input_ids": tokens["ids"], "attention_mask": tokens["mask"]}
+    with torch.no_grad():
+        found, wanted = model(**inputs).logits, network.model(**inputs).logits
+    seen = tokens["mask"] == 1
+    assert torch.allclose(found[seen], wanted[seen], atol=1e-5)
+    assert not torch.allclose(plain.model(**inputs).logits[seen], wanted[seen], atol=1e-2)
 
 
 # ------------------------------------------------------------------------------ what is refused

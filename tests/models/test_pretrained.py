@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 from transformers import AutoModel
 
 from bads_ppl.errors import InputError
@@ -44,6 +45,22 @@ def test_a_folder_comes_before_a_package_and_that_before_the_hub(folder, tmp_pat
     own.parent.mkdir()
     copied(folder, own, WEIGHTS, CONFIG)
     assert find_model(MINILM).absolute() == own
+
+
+def test_all_that_a_model_is_used_by_is_downloaded_and_nothing_else(folder, tmp_path, monkeypatch):
+    kept = ["chat_template.jinja", "config.json", "model-00001-of-00002.safetensors"]
+    kept += ["spiece.model", "tokenizer_config.json", "vocab.txt"]
+    asked = []
+
+    def download(name, *, allow_patterns, ignore_patterns):
+        there = [*kept, "pytorch_model.bin", "onnx/config.json", "flax_model.msgpack"]
+        asked[:] = filter_repo_objects(
+            there, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+        )
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert find_model("nobody/no-such-model") == folder and asked == kept
 
 
 def test_without_package_and_network_the_error_names_the_remedies(monkeypatch):
