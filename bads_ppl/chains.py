@@ -322,6 +322,7 @@ class _Runner:
             kernel.step()
             step, last = kernel.steps, kernel.steps == plan.steps
             burnt_in = step > plan.first
+            w = None
             if step in draw_at:
                 w = self.weights(kernel).detach().cpu().numpy()
                 values = monitor.on_draw(kernel) | {"step": float(step)}
@@ -334,7 +335,7 @@ class _Runner:
             if step % plan.evaluation_steps == 0 or last:
                 row = kernel.report() | monitor.on_evaluate(kernel, burnt_in=burnt_in)
                 state.metrics.append({"chain": chain, "step": step, **row})
-                warned = warned or self._warn_of_collapse(chain, kernel)
+                warned = warned or self._warn_of_collapse(chain, kernel, w)
             if step % plan.check_every == 0 or last:
                 kernel.check_finite()
                 report = {} if self.show is None and self.ranks.alone else kernel.report()
@@ -354,11 +355,14 @@ class _Runner:
             if signum:
                 raise Stopped(signum)
 
-    def _warn_of_collapse(self, chain: int, kernel: MinibatchKernel) -> bool:
-        """Whether all weights are at one end; says so, as they seldom return (trap 3)."""
+    def _warn_of_collapse(self, chain: int, kernel: MinibatchKernel, w: Any) -> bool:
+        """Whether all weights are at one end; says so, as they seldom return (trap 3).
+
+        `w` are the weights where they are known: looking at all of them may cost many steps.
+        """
         if self.target is None:
             return False
-        end = collapsed(self.weights(kernel), self.target)
+        end = collapsed(self.weights(kernel) if w is None else w, self.target)
         if end is not None:
             log.warning(
                 "chain %d, step %d: all weights are close to %d, with a target mean of %g; they "

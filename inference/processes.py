@@ -6,6 +6,7 @@ Accelerate sets up their group and gives each a device; what they share out is i
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from datetime import timedelta
 
@@ -40,6 +41,7 @@ def joined(config: DictConfig) -> Ranks:
             f"device must be auto, cpu or cuda in a run of {count} processes, got "
             f"{config.device!r}: each takes a device of its own"
         )
+    _check_launcher(config.parallel)
     try:
         from accelerate import PartialState
     except ImportError as error:
@@ -56,3 +58,25 @@ def joined(config: DictConfig) -> Ranks:
         logging.disable(logging.WARNING)
         warnings.simplefilter("ignore")
     return ranks
+
+
+def _check_launcher(parallel: str) -> None:
+    """Refuse what `accelerate launch` was told to do and this program would not do.
+
+    Raises:
+        InputError: naming the option to take instead.
+    """
+    told = {
+        name.lower(): os.environ.get(f"ACCELERATE_{name}", "no").lower()
+        for name in ("USE_FSDP", "USE_DEEPSPEED", "USE_MEGATRON_LM", "MIXED_PRECISION")
+    }
+    asked = [name for name, value in told.items() if value not in ("", "no", "false", "0")]
+    if parallel == "fsdp" and "use_fsdp" in asked:
+        asked.remove("use_fsdp")
+    if asked:
+        raise InputError(
+            f"accelerate's settings ask for {', '.join(f'{name}={told[name]}' for name in asked)}, "
+            f"which this run does not take from there, got parallel={parallel}: leave them out "
+            "(--mixed_precision no), and take parallel=fsdp for sharded networks and "
+            "backbone.precision=bfloat16 for mixed precision"
+        )

@@ -233,6 +233,19 @@ def test_options_that_do_not_fit_several_processes_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="device must be auto, cpu or cuda in a run of 2 proc"):
         joined(options(device="cuda:1"))
+    for name, value, said in (
+        ("USE_FSDP", "true", r"ask for use_fsdp=true, .* got parallel=data: .*take parallel=fsdp"),
+        ("MIXED_PRECISION", "bf16", r"mixed_precision=bf16.*backbone.precision=bfloat16"),
+    ):
+        with monkeypatch.context() as launched:
+            launched.setenv(f"ACCELERATE_{name}", value)
+            with pytest.raises(InputError, match=said):
+                joined(options())
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setitem(sys.modules, "accelerate", None)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # which is what this is
+    with pytest.raises(InputError, match=r"pip install bads-ppl\[llm\]"):
+        joined(options(parallel="fsdp"))
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
     with pytest.raises(InputError, match=r"pip install bads-ppl\[llm\]"):
         joined(options())
