@@ -34,6 +34,7 @@ OPTIONS = """options (name=value):
   do         run (default) what is missing and draw | list what there is to run | draw what is there
   source     torchvision (default: files, or else downloaded) | files | stand-in (needs neither)
   device     auto (default) | cpu | cuda | mps
+  language_model  id or folder of the one that table2 and table4 fine-tune at size=paper
   jobs       runs at a time; default: one per core on a CPU, one on an accelerator
   overwrite  true replaces runs that were made with other settings; default false
   out        folder for everything; default runs/reproduce
@@ -51,6 +52,7 @@ class Options:
     do: str = "run"
     source: str = "torchvision"
     device: str = "auto"
+    language_model: str = ""
     jobs: str = ""
     overwrite: str = "false"
     out: str = "runs/reproduce"
@@ -91,7 +93,18 @@ def check(options: Options) -> Request:
         _one_of("methods", method, list(METHODS))
     seeds = _numbers("seeds", options.seeds, 0) or list(SIZES[options.size].seeds)
     jobs = _numbers("jobs", options.jobs, 1)
-    place = Place(Path(options.out) / "runs", options.size, options.source, options.device)
+    if options.language_model and options.size != "paper":
+        raise InputError(
+            f"language_model={options.language_model} goes with size=paper, got {options.size}: the "
+            "other sizes build theirs"
+        )
+    place = Place(
+        Path(options.out) / "runs",
+        options.size,
+        options.source,
+        options.device,
+        options.language_model,
+    )
     return Request(
         [TARGETS[name] for name in dict.fromkeys(names)],
         place,

@@ -38,12 +38,14 @@ class Place:
         size: a name in `cases.SIZES`.
         source: torchvision | files | stand-in.
         device: as `inference.run` takes it.
+        language_model: in place of the paper's (`Setting.model`); "": none.
     """
 
     root: Path
     size: str
     source: str = "torchvision"
     device: str = "auto"
+    language_model: str = ""
 
     @property
     def folder(self) -> Path:
@@ -51,10 +53,13 @@ class Place:
         return self.root / (self.size if self.source != "stand-in" else f"{self.size}-stand-in")
 
     def data(self, setting: Setting) -> tuple[str, ...]:
-        """The options that choose the source of the data."""
+        """The options that choose the source of the data, and the language model."""
         if self.source == "stand-in":
             return setting.stand_in
-        return (f"data.source={'files' if setting.files_only else self.source}",)
+        source = f"data.source={'files' if setting.files_only else self.source}"
+        if not self.language_model or setting.model is None:
+            return (source,)
+        return (source, f"{setting.model}={quoted(self.language_model)}")
 
 
 class Job(Protocol):
@@ -229,7 +234,7 @@ class CostJob:
         return State("done")
 
 
-def quoted(path: Path) -> str:
+def quoted(path: Path | str) -> str:
     """A path as a value that Hydra takes as it stands."""
     text = str(path).replace("\\", "\\\\").replace("'", "\\'")
     return f"'{text}'"

@@ -105,6 +105,7 @@ class Setting:
         files_only: no one downloads the real data: they are the user's files.
         by_method: options that a method needs here, by its name.
         for_cost: options for measuring the cost of a step, in place of what is only done before.
+        model: the option by which another language model than the paper's can be taken, if any.
     """
 
     name: str
@@ -126,6 +127,7 @@ class Setting:
     files_only: bool = False
     by_method: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     for_cost: tuple[str, ...] = ()
+    model: str | None = None
 
     @property
     def data(self) -> str:
@@ -144,7 +146,8 @@ TITLES = {
 }
 
 OPEN_LLAMA = "openlm-research/open_llama_3b_v2"
-"""A model whose weights are pickles is refused: save it as safetensors first."""
+"""Fine-tuned at size=paper. A model whose weights are pickles is refused: save it as safetensors and
+name its folder with `language_model=`."""
 
 
 def mnist(meta_per_class: int = 25) -> Setting:
@@ -285,4 +288,5 @@ def llm(target: str) -> Setting:
         proxy_steps={"trial": 4, "small": 200},
         files_only=True,
         for_cost=("task.data.pretraining=0", "task.data.questions=0"),
+        model="task.model",
     )

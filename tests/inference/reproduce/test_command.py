@@ -124,6 +124,7 @@ def test_without_a_target_the_targets_are_listed(capsys):
         ("methods=best", "methods must be one of bads,"),
         ("do=nothing", "do must be one of run, list, draw, got 'nothing'"),
         ("source=web", "source must be one of torchvision, files, stand-in, got 'web'"),
+        ("language_model=mine", "language_model=mine goes with size=paper, got small"),
         ("overwrite=yes", "overwrite must be one of true, false, got 'yes'"),
     ],
 )

@@ -6,7 +6,8 @@ import pytest
 
 from inference.reproduce.cases import METHODS, Case, beta, sigma
 from inference.reproduce.jobs import CostJob, Place, RunJob
-from inference.reproduce.settings import cifar10, mnist
+from inference.reproduce.settings import OPEN_LLAMA, cifar10, llm, mnist
+from inference.run import compose_run
 
 BADS = Case(mnist(25), METHODS["bads"])
 
@@ -70,6 +71,15 @@ def test_the_command_resumes_or_replaces(place):
     assert "resume=true" in command and "overwrite=true" not in command
     assert "overwrite=true" in job.command(overwrite=True)
     assert "data.source=digits" in RunJob(BADS, 0, Place(place.root, "small", "stand-in")).options()
+
+
+def test_another_language_model_takes_the_place_of_the_papers(tmp_path):
+    place = Place(tmp_path, "paper", language_model="/my models/llama's")
+    job = RunJob(Case(llm("mmlu"), METHODS["bads"]), 0, place)
+    assert compose_run(job.options(), "it")[0].task.data.model == "/my models/llama's"
+    assert not any("my models" in option for option in RunJob(BADS, 0, place).options())
+    plain = RunJob(Case(llm("mmlu"), METHODS["bads"]), 0, Place(tmp_path, "paper"))
+    assert compose_run(plain.options(), "it")[0].task.data.model == OPEN_LLAMA
 
 
 def test_a_measurement_of_other_methods_is_not_done(place):
