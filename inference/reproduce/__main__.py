@@ -95,8 +95,8 @@ def check(options: Options) -> Request:
     jobs = _numbers("jobs", options.jobs, 1)
     if options.language_model and options.size != "paper":
         raise InputError(
-            f"language_model={options.language_model} goes with size=paper, got {options.size}: the "
-            "other sizes build theirs"
+            f"language_model={options.language_model} goes with size=paper, got {options.size}: "
+            "the other sizes build theirs"
         )
     place = Place(
         Path(options.out) / "runs",

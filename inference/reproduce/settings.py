@@ -146,7 +146,7 @@ TITLES = {
 }
 
 OPEN_LLAMA = "openlm-research/open_llama_3b_v2"
-"""Fine-tuned at size=paper. A model whose weights are pickles is refused: save it as safetensors and
+"""Fine-tuned at size=paper. Weights that are pickles are refused: save the model as safetensors and
 name its folder with `language_model=`."""
 
 
