@@ -142,6 +142,14 @@ def test_the_close_domain_is_what_should_be_selected(make):
     assert other.high == ("City",) and other.right.equal(task.groups["City"])
 
 
+def test_one_domain_may_be_named_without_a_list(make):
+    given = {"kind": "full", "train_domains": ["City"], "target_domains": ["Athlete"]}
+    task = make(**given)
+    alone = make(kind="full", train_domains="City", target_domains="Athlete")
+    assert set(alone.groups) == {"City"} and alone.texts == task.texts
+    assert alone.scoring.sources == task.scoring.sources
+
+
 def test_with_all_domains_nothing_is_known_of_the_right_ones(make):
     task = make(kind="full")
     assert task.right is None and task.high == () and len(task.groups) == 4
@@ -179,6 +187,10 @@ def test_long_entries_are_counted_and_cut_or_left_out(make, long, says):
     whole, task = make(), make(max_target=12, long=long)
     fits = (whole.train.target != IGNORED).sum(1) <= 12
     assert 0 < int(fits.sum()) < len(fits)
+    cut = (whole.test.target != IGNORED).sum(1) > 12
+    said = f"{int(cut.sum())} of {len(cut)} test points have more"
+    (of_test,) = [text for text in task.warnings if text.startswith(said)]
+    assert cut.any() and of_test.endswith(": cut") and len(task.test) == len(cut)
     told = [text for text in task.warnings if "train points have more" in text]
     assert told[0].startswith(f"{int((~fits).sum())} of {len(fits)} train points")
     assert any(says.split(".*")[-1].strip(": ") in text for text in told)
