@@ -266,14 +266,19 @@ def test_a_damaged_list_of_texts_is_a_problem_of_the_run(finished_text, tmp_path
     assert any("texts.csv is damaged" in one for one in run.problems) and run.texts == {}
 
 
-@pytest.mark.parametrize("method", ["mixing", "rds"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        ("method=mixing",),
+        ("method=rds", "method.proxy.steps=3"),
+        ("method=rds", "method.rule.trained_on=none"),
+    ],
+    ids=lambda method: "-".join(method),
+)
 def test_methods_of_the_task_run_on_files_without_groups(method, call, options, tmp_path):
-    outcome = call(
-        *options, f"method={method}", f"run_dir={tmp_path}/run", "chains=1",
-        *(["method.proxy.steps=3"] if method == "rds" else []),
-    )  # fmt: skip
+    outcome = call(*options, *method, f"run_dir={tmp_path}/run", "chains=1")
     assert outcome.code == 0, outcome.err
-    assert (tmp_path / "run" / "texts.csv").exists() == (method == "rds")
+    assert (tmp_path / "run" / "texts.csv").exists() == ("method=rds" in method)
     assert not (tmp_path / "run" / "plots" / "weights_by_group.png").exists()
 
 
