@@ -131,7 +131,7 @@ class Files:
         whole = Part(meta, np.arange(len(meta)), after_train)
         if test is None:
             kept, aside = _set_aside(whole, set(train.labels), self.test_share, seed)
-            known = 196 * (0.16 / max(len(aside), 1)) ** 0.5
+            known = 196 * (0.16 / max(len(aside), 1)) ** 0.5  # none: refused with the labels
             notes.append(
                 f"no test file: {len(aside)} of the {len(whole)} meta texts were set aside to test "
                 f"on, so an accuracy of 80 % is known to {known:.0f} points (95 %)"
