@@ -236,7 +236,7 @@ def test_a_complete_local_folder_is_taken_as_it_is(make, run, tmp_path):
     task = make(model=str(folder))
     assert task.network == {"folder": str(folder), "pretrained": True}
     assert not any("the network is a T5" in note for note in task.warnings)
-    data = results(run(f"task.model={folder}", "steps=2", "burn_in=1"))["data"]
+    data = results(run("method=mixing", f"task.model={folder}", "steps=2", "burn_in=1"))["data"]
     assert (data["model"], data["pretrained"], data["built"]) == (str(folder), True, False)
     assert data["model_version"] == task.depends["model"]
 
