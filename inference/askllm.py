@@ -18,7 +18,7 @@ from torch import Tensor
 from bads_ppl.errors import InputError
 from inference.embeddings import folder_version
 from inference.scores import Points, score_table
-from models.pretrained import no_bars_in_logs
+from models.pretrained import complete_model, find_model, read_config, read_tokenizer
 
 YES = ("yes", "Yes", "YES", " yes", " Yes", " YES")
 """Ways to begin the answer; tokenizers differ in how they write them."""
@@ -71,8 +71,7 @@ def ask(
 ) -> Tensor:
     """P("yes") (N,) in [0, 1] for each text, from the cache or computed and put there.
 
-    What is cached is found by the content of the texts and of the model: a local folder's files, or
-    the commit of an id.
+    What is cached is found by the content of the texts and of the model's files.
 
     Args:
         texts: the N texts.
@@ -83,10 +82,11 @@ def ask(
         progress: show a progress bar; None: when standard error is a terminal.
 
     Raises:
-        InputError: if the model cannot be had or has no token for yes.
+        InputError: if the model cannot be had, lacks weights, or has no token for yes.
     """
+    folder = find_model(question.model)
     about = {
-        "model": _version(question.model),
+        "model": folder_version(folder),
         "prompt": PROMPT,
         "job": question.job,
         "max_tokens": question.max_tokens,
@@ -95,7 +95,7 @@ def ask(
 
     def compute(rows: Tensor) -> Tensor:
         if not judge:
-            judge.append(Judge.load(question.model, device))
+            judge.append(Judge.load(folder, device))
         return judge[0].probability([texts[row] for row in rows.tolist()], question)
 
     return score_table(
@@ -124,34 +124,22 @@ class Judge:
     yes: Tensor
 
     @classmethod
-    def load(cls, name: str, device: torch.device) -> Judge:
-        """The model of an id or a local folder.
+    def load(cls, folder: Path, device: torch.device) -> Judge:
+        """The model in a folder, in the precision that it was saved in.
 
         Raises:
-            InputError: if it cannot be had or has no token for yes.
+            InputError: if it cannot be read, lacks weights, or has no token for yes.
         """
-        from transformers import (
-            AutoConfig,
-            AutoModelForCausalLM,
-            AutoModelForSeq2SeqLM,
-            AutoTokenizer,
-        )
+        from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-        no_bars_in_logs()
-        try:
-            config = AutoConfig.from_pretrained(name)
-            kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-            model = kind.from_pretrained(name, use_safetensors=True)
-            tokenizer = AutoTokenizer.from_pretrained(name, padding_side="right")
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(
-                f"language model {name!r} cannot be had ({' '.join(str(error).split())}): give the "
-                "id of a causal or sequence-to-sequence model, or a folder with its config, "
-                "safetensors weights and tokenizer"
-            ) from error
+        paired = read_config(folder).is_encoder_decoder
+        kind = AutoModelForSeq2SeqLM if paired else AutoModelForCausalLM
+        model = complete_model(kind, folder, dtype="auto")
+        tokenizer = read_tokenizer(folder)
+        tokenizer.padding_side = "right"
         if tokenizer.pad_token is None:  # never seen: padding is masked
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-        return cls(model.to(device).eval(), tokenizer, yes_tokens(tokenizer, name).to(device))
+        return cls(model.to(device).eval(), tokenizer, yes_tokens(tokenizer, folder).to(device))
 
     @torch.no_grad()
     def probability(self, texts: Sequence[str], question: Question) -> Tensor:
@@ -188,7 +176,7 @@ class Judge:
         return logits[torch.arange(len(ids), device=ids.device), last]
 
 
-def yes_tokens(tokenizer: Any, name: str) -> Tensor:
+def yes_tokens(tokenizer: Any, folder: Path) -> Tensor:
     """Ids (K,) of the single tokens that say yes, with or without a capital or a space before.
 
     Raises:
@@ -202,21 +190,5 @@ def yes_tokens(tokenizer: Any, name: str) -> Tensor:
         if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
             found.add(ids[0])
     if not found:
-        raise InputError(f"language model {name!r} has no single token for yes: take another model")
+        raise InputError(f"model {folder} has no single token for yes: take another language model")
     return torch.tensor(sorted(found))
-
-
-def _version(name: str) -> str:
-    """What tells versions of a model apart: a hash of a folder's files, or an id's commit."""
-    folder = Path(name)
-    if not folder.is_dir():
-        from transformers import AutoConfig
-
-        try:
-            return f"{name}@{AutoConfig.from_pretrained(name)._commit_hash}"
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"language model {name!r} is no folder, and its config cannot be had by that id "
-                f"({' '.join(str(error).split())}): give a local folder"
-            ) from error
-    return folder_version(folder)

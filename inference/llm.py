@@ -39,6 +39,7 @@ from inference.instructions import (
 from inference.llm_outputs import Delivery, Row, Selected
 from inference.made_instructions import MADE, made_instructions
 from inference.next_tokens import Ask, NextTokens
+from inference.options import names
 from inference.sources import SPLITS
 from inference.tasks import Task
 from inference.text_files import Empty
@@ -248,14 +249,14 @@ def _named(train: str | None, sources: Mapping[str, str] | None) -> dict[str, st
 def _with_trouble(
     sources: Sequence[Instructions], shuffle: Sequence[str], seed: int
 ) -> list[Instructions]:
-    names = [shuffle] if isinstance(shuffle, str) else list(shuffle)
+    wanted = names(shuffle)
     there = [one.source for one in sources]
-    unknown = [name for name in names if name not in there]
+    unknown = [name for name in wanted if name not in there]
     if unknown:
         raise InputError(
             f"task.data.shuffle names {unknown}, which are no sources: they are {', '.join(there)}"
         )
-    return [shuffled(one, seed) if one.source in names else one for one in sources]
+    return [shuffled(one, seed) if one.source in wanted else one for one in sources]
 
 
 def _others(

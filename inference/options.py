@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -19,6 +20,11 @@ from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, MissingMandatoryValue
 
 from bads_ppl.errors import InputError
+
+
+def names(given: Sequence[str]) -> list[str]:
+    """Names that stand in a list; a single one needs none."""
+    return [given] if isinstance(given, str) else list(given)
 
 
 @dataclass

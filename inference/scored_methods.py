@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -108,7 +108,7 @@ def rds(
     task: Task,
     given: Given,
     *,
-    trained_on: On = "both",
+    trained_on: On | Literal["none"] = "both",
     combine: Literal["max", "round_robin"] = "round_robin",
     label: bool = True,
 ) -> Setup:
@@ -119,25 +119,41 @@ def rds(
     Args:
         task: the task.
         given: what every method is given.
-        trained_on: what the network that embeds is trained on.
+        trained_on: what the network that embeds is trained on; "none": there is no such network,
+            and the inputs themselves, such as the states of a frozen encoder, are compared.
         combine: "max" takes points by their largest cosine similarity to a meta point;
             "round_robin" lets the meta points choose in turns, each the point most like it of those
             left.
         label: similarities to meta points of a point's own label count less the largest to another
             label; without it, and where texts are written, labels play no part.
+
+    Raises:
+        InputError: if inputs are to be compared and are no vectors.
     """
+    inputs = task.train.input, task.meta.input
+    if trained_on == "none" and not all(_are_vectors(one) for one in inputs):
+        raise InputError(
+            "method.rule.trained_on=none compares inputs that are vectors (N, D) of numbers, such "
+            f"as the states of task=text with task/tune=frozen, and those of task {task.name} are "
+            "not: take train, meta or both"
+        )
 
     def scores() -> Tensor:
-        proxy = given.proxies.trained(trained_on)
-        train = given.proxies.table("embeddings", partial(embeddings, proxy), proxy)
-        meta = task.meta.to(given.proxies.device)
-        parts = [embeddings(proxy, meta, batch.index).cpu() for batch in meta.batches()]
+        proxies: list[Proxy] = []
+        vectors = inputs
+        if trained_on != "none":
+            proxy = given.proxies.trained(trained_on)
+            proxies = [proxy]
+            train = given.proxies.table("embeddings", partial(embeddings, proxy), proxy)
+            meta = task.meta.to(given.proxies.device)
+            parts = [embeddings(proxy, meta, batch.index).cpu() for batch in meta.batches()]
+            vectors = train, torch.cat(parts)
         classed = label and task.classes > 0
         labels = (task.train.target, task.meta.target) if classed else (None, None)
-        ours, theirs = Embedded(train, labels[0]), Embedded(torch.cat(parts), labels[1])
+        ours, theirs = map(Embedded, vectors, labels)
         found = likeness(ours, theirs, combine=combine)
         rule = {"combine": combine, "label": label}
-        return given.proxies.table("rds", lambda data, rows: found[rows.cpu()], proxy, rule=rule)
+        return given.proxies.table("rds", lambda data, rows: found[rows.cpu()], *proxies, rule=rule)
 
     return _scored(task, given, "rds", scores, partial(_top, task, given))
 
@@ -181,6 +197,10 @@ def askllm(
         return language.ask(texts, question, cache=proxies.cache, device=proxies.device)
 
     return _scored(task, given, "askllm", scores, partial(_top, task, given), points)
+
+
+def _are_vectors(input: Any) -> bool:
+    return isinstance(input, Tensor) and input.is_floating_point() and input.ndim == 2
 
 
 def _without(proxy: Proxy, data: Data, rows: Tensor) -> Tensor:

@@ -7,9 +7,6 @@ elsewhere with labels at random.
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,9 +20,10 @@ from torch.utils._pytree import tree_map
 from bads_ppl.data import Data
 from bads_ppl.errors import InputError
 from inference.embeddings import Encoding
+from inference.options import names
 from inference.sources import SPLITS
 from inference.tasks import Task, mislabelled
-from inference.text_files import Empty
+from inference.text_files import Empty, kind_of, objects
 from inference.text_sources import Files, Part, Sets, example, generator
 from models.encoder import Tune
 from models.pretrained import MINILM
@@ -93,7 +91,8 @@ def text(
         rare: train texts that are left of each class in `rare_classes`.
         rare_classes: classes to make rare.
         off_domain: texts from elsewhere to add to the train set, with labels at random.
-        off_domain_from: file below root that they come from, with keys "prompt" or "question".
+        off_domain_from: file of JSON lines below root that they come from, under the key "prompt"
+            or "question".
 
     Raises:
         InputError: for files that cannot be used, labels that do not fit each other, impossible
@@ -113,7 +112,7 @@ def text(
             Path(root), source, split, seed, meta_per_class=meta_per_class, per_class=per_class
         )
     )
-    scarce = [rare_classes] if isinstance(rare_classes, str) else list(rare_classes)
+    scarce = names(rare_classes)
     sets = _with_rare(_of_same_classes(sets, strays), scarce, rare, seed)
     encoding = Encoding(encoder, tune, max_tokens, cache, device)
     task = _of_texts(sets, encoding)
@@ -123,7 +122,7 @@ def text(
     if off_domain:
         strangers = _elsewhere(Path(root) / off_domain_from, off_domain)
         task = _mixed(task, strangers, encoding, seed)
-    return _grouped(task, sets.train.labels, scarce)
+    return _grouped(_counted(task, max_tokens), sets.train.labels, scarce)
 
 
 # ---------------------------------------------------------------------------------- the classes
@@ -141,9 +140,9 @@ def _of_same_classes(sets: Sets, strays: Strays) -> Sets:
         name: {label: n for label, n in count.items() if label not in shared}
         for name, count in counts.items()
     }
+    lacking = {"train": "the meta set", "meta": "the train set", "test": "train or meta set"}
     told = [
-        f"{sum(odd.values())} rows of the {name} set have labels that "
-        f"{'the meta set lacks' if name == 'train' else 'train or meta set lacks'} "
+        f"{sum(odd.values())} rows of the {name} set have labels that {lacking[name]} lacks "
         f"({_listed(odd)})"
         for name, odd in found.items()
         if odd
@@ -211,12 +210,6 @@ def _of_texts(sets: Sets, encoding: Encoding) -> Task:
 
     parts = {"train": sets.train, "meta": sets.meta, "test": sets.test}
     train, meta, test = (data(part, name) for name, part in parts.items())
-    notes = list(sets.warnings)
-    if any(cut.values()):
-        told = ", ".join(f"{n} of {len(parts[name])} {name}" for name, n in cut.items() if n)
-        notes.append(
-            f"texts longer than task.max_tokens={encoding.max_tokens} tokens are cut: {told} texts"
-        )
     return Task(
         "text",
         sets.name,
@@ -227,7 +220,7 @@ def _of_texts(sets: Sets, encoding: Encoding) -> Task:
         groups={},
         high=(),
         sparsity=UNKNOWN_SHARE,
-        warnings=tuple(notes),
+        warnings=sets.warnings,
         texts=sets.train.texts,
         class_names=tuple(classes),
         facts={
@@ -235,7 +228,6 @@ def _of_texts(sets: Sets, encoding: Encoding) -> Task:
             "encoder_version": encoding.version,
             "classes": classes,
             "cut": cut,
-            "sizes": {name: len(part) for name, part in parts.items()},
         },
         depends={} if encoding.tune == "frozen" else {"encoder": encoding.version},
     )
@@ -249,16 +241,17 @@ def _elsewhere(path: Path, count: int) -> list[str]:
     """
     if count < 1:
         raise InputError(f"task.data.off_domain must be at least 0 texts, got {count}")
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file]
-        texts = sorted({str(row.get("prompt") or row["question"]) for row in rows})
-    except (OSError, EOFError, ValueError, KeyError, AttributeError, zlib.error) as error:
-        raise InputError(
-            f"texts from elsewhere (task.data.off_domain_from) cannot be read from {path} "
-            f"({' '.join(str(error).split())}): name a file of JSON lines, gzip-compressed, below "
-            "data.root"
-        ) from error
+    kind_of(path, (".jsonl", ".ndjson"), "texts from elsewhere (task.data.off_domain_from)")
+    form = 'an object with a text under the key "prompt" or "question"'
+    found = set()
+    for where, row in objects(path, form):
+        one = row.get("prompt") or row.get("question")
+        if not isinstance(one, str):
+            raise InputError(
+                f"{where}: expected {form}, got the keys {', '.join(row) or 'none'}: rename yours"
+            )
+        found.add(one)
+    texts = sorted(found)
     if count > len(texts):
         raise InputError(
             f"{path} has {len(texts)} texts, got task.data.off_domain={count}: lower it"
@@ -280,7 +273,26 @@ def _mixed(task: Task, texts: list[str], encoding: Encoding, seed: int) -> Task:
     )
     known = torch.ones(len(train), dtype=torch.bool) if task.right is None else task.right
     right = torch.cat([known, torch.zeros(count, dtype=torch.bool)])
-    return replace(task, train=mixed, right=right, texts=[*(task.texts or ()), *texts])
+    before = task.facts["cut"]
+    cut = {**before, "train": before["train"] + int(encoding.cut(texts).sum())}
+    return replace(
+        task,
+        train=mixed,
+        right=right,
+        texts=[*(task.texts or ()), *texts],
+        facts={**task.facts, "cut": cut},
+    )
+
+
+def _counted(task: Task, max_tokens: int) -> Task:
+    """The task with the sizes of its sets, and a warning where texts are cut."""
+    sizes = {name: len(getattr(task, name)) for name in ("train", "meta", "test")}
+    task = replace(task, facts={**task.facts, "sizes": sizes})
+    told = ", ".join(f"{n} of {sizes[name]} {name}" for name, n in task.facts["cut"].items() if n)
+    if not told:
+        return task
+    note = f"texts longer than task.max_tokens={max_tokens} tokens are cut: {told} texts"
+    return replace(task, warnings=(*task.warnings, note))
 
 
 def _grouped(task: Task, labels: list[str], scarce: list[str]) -> Task:

@@ -19,6 +19,7 @@ from torch import Tensor
 from bads_ppl.data import Data
 from bads_ppl.errors import InputError
 from inference.embeddings import folder_version
+from inference.options import names
 from inference.pretraining import pretrained_folder
 from inference.sources import SPLITS
 from inference.tasks import Task
@@ -83,7 +84,7 @@ def webnlg(
         device: where it does; None: the CPU.
         max_source: tokens of the triples that the network is shown, the end token included.
         max_target: tokens of a text that it learns, and writes at most.
-        long: what becomes of longer train and meta points; test points are cut.
+        long: what becomes of longer train and meta points; those of the test are cut.
         loss: "token": mean over the text's tokens, so that long texts weigh as much as short ones;
             "sequence": their sum, the likelihood of (3).
         beams: of the search for a text; 1: always the likeliest token.
@@ -112,8 +113,8 @@ def webnlg(
         kind,
         seed=seed,
         meta_per_domain=meta_per_domain,
-        train_domains=train_domains,
-        target_domains=target_domains,
+        train_domains=names(train_domains),
+        target_domains=names(target_domains),
         close=close,
     )
     train = [(entry, text) for entry in splits.train for text in entry.references]
@@ -140,6 +141,7 @@ def webnlg(
     pieces = Pieces(folder, max_source, max_target)
     train, told = _fitting("train", train, pieces, long)
     meta, told_meta = _fitting("meta", meta, pieces, long)
+    _, told_test = _fitting("test", test, pieces, "cut")
     if not train or not meta:
         raise InputError(
             "no train or no meta point is short enough: raise task.data.max_source and max_target"
@@ -169,7 +171,7 @@ def webnlg(
         sparsity=_share(splits, close_mask),
         right=close_mask,
         right_means="domain is close",
-        warnings=(*splits.warnings, *notes, *told, *told_meta),
+        warnings=(*splits.warnings, *notes, *told, *told_meta, *told_test),
         texts=[f"{linearise(entry.triples)}\n{text}" for entry, text in train],
         facts={
             "model": str(model or "auto"),

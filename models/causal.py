@@ -14,13 +14,12 @@ from models.language import (
     IGNORED,
     LanguageModel,
     Precision,
-    complete_model,
     cut,
     language_model,
     log_probabilities,
 )
 from models.lora import CONFIG, adapted, adapter_base, save_adapter, save_base, with_adapter
-from models.pretrained import find_model, no_bars_in_logs, read_tokenizer
+from models.pretrained import complete_model, find_model, no_bars_in_logs, read_tokenizer
 
 Tune = Literal["full", "lora"]
 """What is trained: the whole model, or a low-rank change of its linear layers."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bads_ppl.errors import InputError
 from models.lora import adapted
-from models.pretrained import load_weights, read_config, read_tokenizer
+from models.pretrained import complete_model, read_config, read_tokenizer
 
 Tune = Literal["frozen", "full", "lora"]
 """What of an encoder is trained: nothing, all of it, or a low-rank change of its linear layers."""
@@ -86,7 +86,7 @@ class Encoder(nn.Module):
         rank: of the change of each linear layer, with tune "lora" (Hu et al., 2022), at least 1.
 
     Raises:
-        InputError: if the weights cannot be read, or `peft` is missing for "lora".
+        InputError: if weights cannot be read or are missing, or `peft` is missing for "lora".
     """
 
     def __init__(self, folder: Path, tune: Tune = "frozen", rank: int = 8) -> None:
@@ -117,8 +117,10 @@ class Encoder(nn.Module):
 def _load(folder: Path) -> Any:
     from transformers import AutoModel
 
-    model = load_weights(AutoModel, folder)
-    if model.config.is_encoder_decoder:
+    paired = read_config(folder).is_encoder_decoder
+    spare = ("pooler.", "decoder.") if paired else ("pooler.",)
+    model = complete_model(AutoModel, folder, spare=spare)
+    if paired:
         model = model.get_encoder()
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # the mean of the states takes its place

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from bads_ppl.errors import InputError
 from bads_ppl.shards import is_sharded
-from models.pretrained import find_model, load_weights, no_bars_in_logs, read_config, width
+from models.pretrained import complete_model, find_model, no_bars_in_logs, read_config, width
 
 IGNORED = -100
 """Stands in labels where no token counts."""
@@ -297,24 +297,3 @@ def _search_plainly(model: Any) -> None:
     model.generation_config = GenerationConfig(
         **{name: getattr(own, name, None) for name in special}
     )
-
-
-def complete_model(kind: Any, folder: Path, **options: Any) -> Any:
-    """The model in a folder with its own weights, in float32, none of them missing.
-
-    Args:
-        kind: the class of `transformers` to load it with.
-        folder: of the model.
-        options: further ones of `kind.from_pretrained`.
-
-    Raises:
-        InputError: if weights cannot be read or are missing.
-    """
-    model, found = load_weights(kind, folder, output_loading_info=True, **options)
-    if found["missing_keys"]:
-        names = sorted(found["missing_keys"])
-        raise InputError(
-            f"model {folder} lacks the weights of {len(names)} parameters, the first of them "
-            f"{names[0]}: they would be random; give all *.safetensors of the model"
-        )
-    return model

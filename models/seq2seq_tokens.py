@@ -52,7 +52,7 @@ class Pieces:
 
     Raises:
         InputError: if a length is below 2 or beyond the model's positions, the tokenizer cannot be
-            read, has no padding or end token, or knows more tokens than the model.
+            read, has no padding or end token, or does not fit the model's.
     """
 
     def __init__(self, folder: Path, max_source: int, max_target: int) -> None:
@@ -68,6 +68,13 @@ class Pieces:
         self.max_source, self.max_target = max_source, max_target
         self.padding: int = special(folder, "padding", self._tokenizer.pad_token_id)
         self.end: int = special(folder, "end", self._tokenizer.eos_token_id)
+        expected = getattr(config, "eos_token_id", None)
+        if isinstance(expected, int) and expected != self.end:
+            raise InputError(
+                f"the end token of model {folder} has id {self.end} in its tokenizer and "
+                f"eos_token_id {expected} in its config.json: take the tokenizer that the model "
+                "was made with"
+            )
         self.start: int = start_token(config, folder)
         self.vocabulary: int = known(folder, self._tokenizer)
 

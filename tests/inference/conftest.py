@@ -22,6 +22,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 from bads_ppl.data import Data
+from inference.askllm import PROMPT
 from inference.run import main
 from inference.tasks import Task
 from inference.writing import Writing
@@ -172,3 +173,55 @@ def writing_task() -> Callable[..., Task]:
         )
 
     return make
+
+
+def small_tokenizer(kind: str, **special: str) -> Any:
+    """Bytes (as Llama 3) or words with a sign for the space before them (as T5), which know yes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = ["<unk>", "<pad>", "</s>"]
+    if kind == "bytes":
+        made = Tokenizer(models.BPE())
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=600, special_tokens=tokens, initial_alphabet=alphabet, show_progress=False
+        )
+    else:
+        made = Tokenizer(models.Unigram())
+        made.pre_tokenizer = pre_tokenizers.Metaspace()
+        made.decoder = decoders.Metaspace()
+        trainer = trainers.UnigramTrainer(
+            vocab_size=150, special_tokens=tokens, unk_token="<unk>", show_progress=False
+        )
+    answers = "yes no Yes No answer answers good better yes a much longer and more careful answer"
+    made.train_from_iterator([PROMPT, answers] * 3, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", **special)
+
+
+@pytest.fixture(scope="session")
+def judges(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Models to ask: a causal one whose tokenizer has no padding, and a sequence-to-sequence one.
+
+    Leave them as they are: others read them.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+
+    made = {name: tmp_path_factory.mktemp(name) for name in ("llama", "t5")}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        size = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+        words = small_tokenizer("bytes")
+        causal = LlamaConfig(vocab_size=len(words), num_hidden_layers=2, **size)
+        LlamaForCausalLM(causal).save_pretrained(made["llama"])
+        words.save_pretrained(made["llama"])
+        words = small_tokenizer("words", unk_token="<unk>", pad_token="<pad>")
+        ids = {"decoder_start_token_id": 1, "pad_token_id": 1, "eos_token_id": 2}
+        pairs = T5Config(
+            vocab_size=len(words), d_model=16, d_ff=32, d_kv=8, num_heads=2, num_layers=2, **ids
+        )
+        T5ForConditionalGeneration(pairs).save_pretrained(made["t5"])
+        words.save_pretrained(made["t5"])
+    return made

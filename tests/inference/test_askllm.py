@@ -7,18 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from safetensors.torch import load_file, save_file
 
 from bads_ppl.errors import InputError
 from inference import askllm
 from inference.askllm import PROMPT, Judge, Question, ask, yes_tokens
+from models.pretrained import read_tokenizer
 
 TEXTS = [
     "a good answer",
@@ -27,52 +21,6 @@ TEXTS = [
     "ok",
 ]
 CPU = torch.device("cpu")
-CORPUS = [*TEXTS, PROMPT, "yes no Yes No answer answers good better yes"] * 3
-
-
-def tokenizer(kind: str, **special: str) -> PreTrainedTokenizerFast:
-    """Bytes (as Llama 3) or words with a sign for the space before them (as T5), small."""
-    tokens = ["<unk>", "<pad>", "</s>"]
-    if kind == "bytes":
-        made = Tokenizer(models.BPE())
-        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        made.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(
-            vocab_size=600, special_tokens=tokens, initial_alphabet=alphabet, show_progress=False
-        )
-    else:
-        made = Tokenizer(models.Unigram())
-        made.pre_tokenizer = pre_tokenizers.Metaspace()
-        made.decoder = decoders.Metaspace()
-        trainer = trainers.UnigramTrainer(
-            vocab_size=150, special_tokens=tokens, unk_token="<unk>", show_progress=False
-        )
-    made.train_from_iterator(CORPUS, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", **special)
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A causal model whose tokenizer has no padding, and a sequence-to-sequence one."""
-    made = {name: tmp_path_factory.mktemp(name) for name in ("llama", "t5")}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        size = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
-        words = tokenizer("bytes")
-        causal = LlamaConfig(vocab_size=len(words), num_hidden_layers=2, **size)
-        LlamaForCausalLM(causal).save_pretrained(made["llama"])
-        words.save_pretrained(made["llama"])
-        words = tokenizer("words", unk_token="<unk>", pad_token="<pad>")
-        ids = {"decoder_start_token_id": 1, "pad_token_id": 1, "eos_token_id": 2}
-        pairs = T5Config(
-            vocab_size=len(words), d_model=16, d_ff=32, d_kv=8, num_heads=2, num_layers=2, **ids
-        )
-        T5ForConditionalGeneration(pairs).save_pretrained(made["t5"])
-        words.save_pretrained(made["t5"])
-    return made
-
-
 kinds = pytest.mark.parametrize("kind", ["llama", "t5"])
 
 
@@ -82,7 +30,7 @@ def question(folder: Path, **changes) -> Question:
 
 def by_hand(folder: Path, text: str, job: str) -> float:
     """P(yes) of one text alone, without padding."""
-    judge = Judge.load(str(folder), CPU)
+    judge = Judge.load(folder, CPU)
     prompt = PROMPT.format(text=text, job=job)
     ids = judge.tokenizer(prompt, return_tensors="pt")["input_ids"]
     with torch.no_grad():
@@ -94,25 +42,25 @@ def by_hand(folder: Path, text: str, job: str) -> float:
 
 
 @kinds
-def test_a_score_is_the_probability_of_yes_whatever_else_is_in_the_batch(kind, folders, tmp_path):
-    asked = question(folders[kind], batch=3)
+def test_a_score_is_the_probability_of_yes_whatever_else_is_in_the_batch(kind, judges, tmp_path):
+    asked = question(judges[kind], batch=3)
     found = ask(TEXTS, asked, cache=tmp_path, device=CPU, chunk=3)
-    expected = [by_hand(folders[kind], text, asked.job) for text in TEXTS]
+    expected = [by_hand(judges[kind], text, asked.job) for text in TEXTS]
     assert found.tolist() == pytest.approx(expected, rel=1e-4)
     assert len(set(found.tolist())) == len(TEXTS) and found.min() > 0 and found.max() < 1
 
 
 @kinds
-def test_yes_is_recognised_with_and_without_capital_and_space(kind, folders):
-    judge = Judge.load(str(folders[kind]), CPU)
+def test_yes_is_recognised_with_and_without_capital_and_space(kind, judges):
+    judge = Judge.load(judges[kind], CPU)
     said = {judge.tokenizer.decode([token]).strip() for token in judge.yes.tolist()}
     assert said and said <= {"yes", "Yes"} and "yes" in said
     assert judge.tokenizer.padding_side == "right"
 
 
-def test_tokens_of_several_ways_count_together_and_parts_of_words_do_not():
-    words = tokenizer("bytes")
-    found = yes_tokens(words, "x").tolist()
+def test_tokens_of_several_ways_count_together_and_parts_of_words_do_not(judges):
+    words = read_tokenizer(judges["llama"])
+    found = yes_tokens(words, judges["llama"]).tolist()
     assert sorted(words.convert_ids_to_tokens(found)) == ["Yes", "yes", "ĠYes", "Ġyes"]
     assert len(words("YES")["input_ids"]) == 3  # Y is no yes
 
@@ -125,34 +73,34 @@ def test_tokens_of_several_ways_count_together_and_parts_of_words_do_not():
         def decode(self, ids: list[int]) -> str:
             return "y"
 
-    with pytest.raises(InputError, match="'x' has no single token for yes"):
-        yes_tokens(Without(), "x")
+    with pytest.raises(InputError, match="model x has no single token for yes"):
+        yes_tokens(Without(), Path("x"))
 
 
 @kinds
-def test_a_long_text_is_cut_and_the_question_is_not(kind, folders, tmp_path):
-    asked = question(folders[kind], max_tokens=4)
+def test_a_long_text_is_cut_and_the_question_is_not(kind, judges, tmp_path):
+    asked = question(judges[kind], max_tokens=4)
     long = ["good answer " * 50 + end for end in ("better", "no no no")]
     found = ask(long, asked, cache=tmp_path, device=CPU)
     assert float(found[0]) == float(found[1])
-    judge = Judge.load(str(folders[kind]), CPU)
+    judge = Judge.load(judges[kind], CPU)
     first = judge.tokenizer(long[0], add_special_tokens=False)["input_ids"][:4]
     cut = judge.tokenizer.decode(first, skip_special_tokens=True)
-    assert float(found[0]) == pytest.approx(by_hand(folders[kind], cut, asked.job), rel=1e-4)
+    assert float(found[0]) == pytest.approx(by_hand(judges[kind], cut, asked.job), rel=1e-4)
 
 
-def test_scores_are_cached_by_the_content_of_texts_and_model(folders, tmp_path, monkeypatch):
+def test_scores_are_cached_by_the_content_of_texts_and_model(judges, tmp_path, monkeypatch):
     folder = tmp_path / "model"
-    shutil.copytree(folders["llama"], folder)
+    shutil.copytree(judges["llama"], folder)
     cache = tmp_path / "cache"
     asked = question(folder)
     first = ask(TEXTS, asked, cache=cache, device=CPU)
-    loads: list[str] = []
+    loads: list[Path] = []
     load = Judge.load
 
-    def counted(name: str, device: torch.device) -> Judge:
-        loads.append(name)
-        return load(name, device)
+    def counted(folder: Path, device: torch.device) -> Judge:
+        loads.append(folder)
+        return load(folder, device)
 
     monkeypatch.setattr(Judge, "load", counted)
     again = ask(TEXTS, question(folder, batch=1), cache=cache, device=CPU)
@@ -164,7 +112,7 @@ def test_scores_are_cached_by_the_content_of_texts_and_model(folders, tmp_path, 
     folder.rename(moved)
     ask(TEXTS, Question(str(moved), asked.job), cache=cache, device=CPU)
     assert len(loads) == 2  # the same model at another place
-    judge = load(str(moved), CPU)
+    judge = load(moved, CPU)
     with torch.no_grad():
         judge.model.lm_head.weight.mul_(2)
     judge.model.save_pretrained(moved)
@@ -172,7 +120,7 @@ def test_scores_are_cached_by_the_content_of_texts_and_model(folders, tmp_path, 
     assert len(loads) == 3 and not torch.equal(changed, first)
 
 
-def test_an_interrupted_pass_does_not_ask_twice(folders, tmp_path, monkeypatch):
+def test_an_interrupted_pass_does_not_ask_twice(judges, tmp_path, monkeypatch):
     asked: list[str] = []
     probability = Judge.probability
 
@@ -184,20 +132,57 @@ def test_an_interrupted_pass_does_not_ask_twice(folders, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Judge, "probability", stop)
     with pytest.raises(KeyboardInterrupt):
-        ask(TEXTS, question(folders["llama"]), cache=tmp_path, device=CPU, chunk=2)
+        ask(TEXTS, question(judges["llama"]), cache=tmp_path, device=CPU, chunk=2)
     asked.clear()
-    ask(TEXTS, question(folders["llama"]), cache=tmp_path, device=CPU, chunk=2)
+    ask(TEXTS, question(judges["llama"]), cache=tmp_path, device=CPU, chunk=2)
     assert asked == TEXTS[2:]
 
 
-def test_a_model_that_is_not_there_or_has_no_safetensors_is_refused(folders, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(InputError, match=r"cannot be had .*give the id|give a local folder"):
-        ask(TEXTS, Question(str(tmp_path / "none"), "x"), cache=tmp_path, device=CPU)
-    folder = tmp_path / "pickled"
-    shutil.copytree(folders["llama"], folder)
+def test_a_model_keeps_the_precision_that_it_was_saved_in(judges, tmp_path):
+    Judge.load(judges["llama"], CPU).model.bfloat16().save_pretrained(tmp_path)
+    for path in judges["llama"].glob("tokenizer*.json"):
+        shutil.copy(path, tmp_path)
+    judge = Judge.load(tmp_path, CPU)
+    assert {one.dtype for one in judge.model.parameters()} == {torch.bfloat16}
+
+
+def lacking(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def damaged(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"no tensors")
+
+
+def pickled(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(InputError, match=r"cannot be had .*safetensors weights and tokenizer"):
+
+
+def speechless(folder: Path) -> None:
+    for path in folder.glob("tokenizer*.json"):
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lacking, "lacks the weights of 1 parameters, .* model.norm.weight"),
+        (damaged, "cannot be loaded"),
+        (pickled, "lacks safetensors weights .*pytorch_model.bin is not read"),
+        (speechless, "has no tokenizer that can be used"),
+        (shutil.rmtree, "is no folder here"),
+    ],
+)
+def test_a_model_that_cannot_be_read_whole_is_refused(
+    spoil, message, judges, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    folder = tmp_path / "model"
+    shutil.copytree(judges["llama"], folder)
+    spoil(folder)
+    with pytest.raises(InputError, match=message):
         ask(TEXTS, question(folder), cache=tmp_path, device=CPU)
 
 

@@ -24,6 +24,7 @@ from inference.options import ProxyOptions
 from inference.proxies import Proxies
 from inference.scores import Points
 from inference.setups import Given, Setup
+from inference.similarity import Embedded, likeness
 from inference.tasks import Task
 from models.joint import joint
 from models.normalised import normalised
@@ -254,6 +255,20 @@ def test_rds_compares_the_embeddings_of_the_proxy_that_it_names(tmp_path):
     both, meta, plain = chosen(), chosen(trained_on="meta"), chosen(label=False, combine="max")
     assert not torch.equal(both, meta) and len(list(tmp_path.glob("proxy-*"))) == 2
     assert roc_auc_score(of.right, both) > roc_auc_score(of.right, plain) + 0.1
+
+
+def test_rds_compares_inputs_themselves_where_no_network_is_to_embed_them(tmp_path):
+    of = noisy_task()
+    context = given(of, sparsity=0.4, cache=tmp_path)
+    found = method("rds", {"trained_on": "none"})(of, context).prepared()
+    ours, theirs = (Embedded(one.input, one.target) for one in (of.train, of.meta))
+    assert torch.equal(found.scores, likeness(ours, theirs))
+    assert [path.name[:4] for path in tmp_path.glob("*.safetensors")] == ["rds-"]  # no proxy
+    train = of.train
+    for other in (train.input[:, None], train.input.long(), {"ids": train.input}):
+        other = replace(of, train=Data(other, train.target, train.ids))
+        with pytest.raises(InputError, match=r"trained_on=none compares .* those of task noisy"):
+            method("rds", {"trained_on": "none"})(other, context)
 
 
 def test_scores_are_the_same_every_time_and_another_digest_tells_others(tmp_path):

@@ -56,7 +56,8 @@ def test_without_a_test_file_a_share_of_each_meta_class_is_set_aside(split, tmp_
     sets = files(tmp_path, test=False).read(split, 0)
     assert sorted(sets.test.labels) == ["a", "a", "b", "b"] and len(sets.meta) == 12
     assert not set(sets.test.texts) & set(sets.meta.texts) and len(set(all_ids(sets))) == 25
-    said = {"test": "no test file: 4 of the 16", "validation": "validation: 4 of the 16"}
+    test = "no test file: 4 of the 16 meta texts were set aside to test on, so an accuracy of 80 %"
+    said = {"test": f"{test} is known to 39 points (95 %)", "validation": "validation: 4 of the 16"}
     assert said[split] in sets.warnings[0]
     other = files(tmp_path, test=False).read(split, 1)
     assert other.test.texts != sets.test.texts  # drawn by the seed
@@ -75,6 +76,17 @@ def test_a_class_with_one_meta_text_cannot_be_split(tmp_path):
         given.read("test", 0)
     with pytest.raises(InputError, match=r"test_share must be in \(0, 1\), got 1.0"):
         files(tmp_path, test=False, share=1.0).read("test", 0)
+
+
+def test_a_class_that_the_train_set_lacks_stays_in_the_meta_set_whole(tmp_path):
+    """Whether such rows are refused or dropped is decided for all sets alike."""
+    given = files(tmp_path, test=False)
+    csv(tmp_path / "m.csv", [("x", "typo"), *numbered("m", 16)])
+    sets = given.read("test", 0)
+    assert "x" in sets.meta.texts and len(sets.test) == 4
+    csv(tmp_path / "m.csv", [("x", "typo"), ("y", "slip")])
+    sets = given.read("test", 0)
+    assert len(sets.meta) == 2 and len(sets.test) == 0
 
 
 def test_one_file_alone_is_not_enough(tmp_path):

@@ -131,15 +131,39 @@ def test_texts_from_elsewhere_have_labels_at_random_and_belong_to_no_class(make,
     assert make(seed=1, **far).texts[24:] == task.texts[24:]  # embedded once for all seeds
     with pytest.raises(InputError, match=r"has 30 texts, got task.data.off_domain=31"):
         make(**{**far, "off_domain": 31})
-    with pytest.raises(InputError, match=r"cannot be read from .*gone.*below data.root"):
-        make(**{**far, "off_domain_from": "gone.jsonl.gz"})
+    assert task.facts["sizes"]["train"] == 44
+
+
+def test_texts_from_elsewhere_are_counted_where_they_are_cut(make, tmp_path):
+    lines = [json.dumps({"question": "one and " * k}) for k in (20, 30, 1)]
+    (tmp_path / "far.jsonl").write_text("\n\n".join(lines))  # not compressed, with blank lines
+    far = {"root": str(tmp_path), "off_domain": 3, "off_domain_from": "far.jsonl"}
+    own, task = make(), make(**far)
+    assert task.facts["cut"]["train"] == own.facts["cut"]["train"] + 2
+    assert f"are cut: {task.facts['cut']['train']} of 27 train" in task.warnings[-1]
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (None, r"there is no file .*far.jsonl: .*task.data.off_domain_from"),
+        ("{}\n", r'line 1: expected .* key "prompt" or "question", got the keys none: rename'),
+        ('{"prompt": "a"}\n{"text": "b"}', r'line 2: expected .* "question", got the keys text'),
+        ("no object", "line 1: expected one JSON object"),
+    ],
+)
+def test_files_from_elsewhere_that_hold_no_texts_are_refused(written, message, make, tmp_path):
+    if written is not None:
+        (tmp_path / "far.jsonl").write_text(written)
+    with pytest.raises(InputError, match=message):
+        make(root=str(tmp_path), off_domain=1, off_domain_from="far.jsonl")
 
 
 @pytest.mark.parametrize(
     ("which", "told"),
     [
         ("train", r"1 rows of the train set have labels that the meta set lacks \('typo': 1\)"),
-        ("meta", r"1 rows of the meta set have labels that train or meta set lacks \('typo': 1\)"),
+        ("meta", r"1 rows of the meta set have labels that the train set lacks \('typo': 1\)"),
         ("test", r"1 rows of the test set have labels that train or meta set lacks \('typo': 1\)"),
     ],
 )
@@ -155,10 +179,21 @@ def test_labels_that_a_set_lacks_are_refused_or_left_out_and_told(
     assert task.facts["sizes"][which] == len(rows)
 
 
-def test_sets_without_common_labels_are_refused(make, tmp_path):
+def test_one_stray_label_does_not_stop_a_meta_set_that_is_tested_on(make, files, tmp_path):
+    rows = read(files["meta"])[1:]
+    given = {"meta": str(tmp_path / "x.csv"), "test": None}
+    write(given["meta"], [("a stray", "typo"), *rows])
+    with pytest.raises(InputError, match=r"labels that the train set lacks \('typo': 1\)"):
+        make(**given)
+    task = make(**given, strays="drop")
+    assert len(task.meta) == 9 and len(task.test) == 3
+
+
+@pytest.mark.parametrize("without", [(), ("test",)])
+def test_sets_without_common_labels_are_refused(without, make, tmp_path):
     write(str(tmp_path / "x.csv"), [("a", "A"), ("b", "B"), ("c", "A"), ("d", "B")])
     with pytest.raises(InputError, match=r"must share at least 2 labels, got \[\]"):
-        make(meta=str(tmp_path / "x.csv"), strays="drop")
+        make(meta=str(tmp_path / "x.csv"), strays="drop", **dict.fromkeys(without))
 
 
 def test_texts_that_are_cut_are_counted(make):
@@ -231,14 +266,19 @@ def test_a_damaged_list_of_texts_is_a_problem_of_the_run(finished_text, tmp_path
     assert any("texts.csv is damaged" in one for one in run.problems) and run.texts == {}
 
 
-@pytest.mark.parametrize("method", ["mixing", "rds"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        ("method=mixing",),
+        ("method=rds", "method.proxy.steps=3"),
+        ("method=rds", "method.rule.trained_on=none"),
+    ],
+    ids=lambda method: "-".join(method),
+)
 def test_methods_of_the_task_run_on_files_without_groups(method, call, options, tmp_path):
-    outcome = call(
-        *options, f"method={method}", f"run_dir={tmp_path}/run", "chains=1",
-        *(["method.proxy.steps=3"] if method == "rds" else []),
-    )  # fmt: skip
+    outcome = call(*options, *method, f"run_dir={tmp_path}/run", "chains=1")
     assert outcome.code == 0, outcome.err
-    assert (tmp_path / "run" / "texts.csv").exists() == (method == "rds")
+    assert (tmp_path / "run" / "texts.csv").exists() == ("method=rds" in method)
     assert not (tmp_path / "run" / "plots" / "weights_by_group.png").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -18,6 +19,7 @@ from inference.webnlg import webnlg
 from inference.webnlg_splits import generated, splits_of
 from inference.writing import Writing
 from models.language import IGNORED
+from models.seq2seq import Seq2Seq
 from models.seq2seq_tokens import SIZES, Pieces
 
 SMALL = {"d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 24, "num_layers": 1}
@@ -142,6 +144,14 @@ def test_the_close_domain_is_what_should_be_selected(make):
     assert other.high == ("City",) and other.right.equal(task.groups["City"])
 
 
+def test_one_domain_may_be_named_without_a_list(make):
+    given = {"kind": "full", "train_domains": ["City"], "target_domains": ["Athlete"]}
+    task = make(**given)
+    alone = make(kind="full", train_domains="City", target_domains="Athlete")
+    assert set(alone.groups) == {"City"} and alone.texts == task.texts
+    assert alone.scoring.sources == task.scoring.sources
+
+
 def test_with_all_domains_nothing_is_known_of_the_right_ones(make):
     task = make(kind="full")
     assert task.right is None and task.high == () and len(task.groups) == 4
@@ -179,6 +189,10 @@ def test_long_entries_are_counted_and_cut_or_left_out(make, long, says):
     whole, task = make(), make(max_target=12, long=long)
     fits = (whole.train.target != IGNORED).sum(1) <= 12
     assert 0 < int(fits.sum()) < len(fits)
+    cut = (whole.test.target != IGNORED).sum(1) > 12
+    said = f"{int(cut.sum())} of {len(cut)} test points have more"
+    (of_test,) = [text for text in task.warnings if text.startswith(said)]
+    assert cut.any() and of_test.endswith(": cut") and len(task.test) == len(cut)
     told = [text for text in task.warnings if "train points have more" in text]
     assert told[0].startswith(f"{int((~fits).sum())} of {len(fits)} train points")
     assert any(says.split(".*")[-1].strip(": ") in text for text in told)
@@ -212,6 +226,19 @@ def test_long_entries_are_counted_and_cut_or_left_out(make, long, says):
 def test_what_cannot_be_used_is_refused(make, options, message):
     with pytest.raises(InputError, match=message):
         make(**options)
+
+
+def test_a_complete_local_folder_is_taken_as_it_is(make, run, tmp_path):
+    built, folder = Path(make().network["folder"]), tmp_path / "t5"
+    shutil.copytree(built, folder)
+    with torch.random.fork_rng():
+        Seq2Seq(built, pretrained=False).save(folder)
+    task = make(model=str(folder))
+    assert task.network == {"folder": str(folder), "pretrained": True}
+    assert not any("the network is a T5" in note for note in task.warnings)
+    data = results(run("method=mixing", f"task.model={folder}", "steps=2", "burn_in=1"))["data"]
+    assert (data["model"], data["pretrained"], data["built"]) == (str(folder), True, False)
+    assert data["model_version"] == task.depends["model"]
 
 
 def test_an_incomplete_model_is_refused(make, tmp_path):
@@ -249,6 +276,7 @@ def test_a_run_weighs_entries_and_writes_texts(run, tmp_path):
     [
         ("model=joint", "sampler.bucket=3", "weights.minibatches=uniform"),
         ("weights=network",),
+        ("weights=instance",),
         ("method=blo",),
         ("method=mixing", "backbone.rows=3", "task.model=built", "task.data.loss=sequence"),
         ("method=random_select", "task.data.beams=2"),
@@ -258,11 +286,13 @@ def test_a_run_weighs_entries_and_writes_texts(run, tmp_path):
         ("method=rho_loss", "method.proxy.steps=2"),
         ("method=classact", "method.proxy.steps=2"),
         ("method=rds", "method.proxy.steps=2"),
+        ("method=askllm", "method.rule.model={judge}", "method.rule.max_tokens=8"),
     ],
     ids=lambda options: "-".join(options[:1]),
 )
-def test_every_method_runs_on_it(run, options):
-    found = results(run("steps=2", "burn_in=1", "evaluate_every=2", *options))
+def test_every_method_runs_on_it(run, judges, options):
+    given = [option.format(judge=judges["llama"]) for option in options]
+    found = results(run("steps=2", "burn_in=1", "evaluate_every=2", *given))
     assert 0 <= found["test"]["bleu"] <= 100 and found["steps"] == 2
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5ForConditionalGeneration
 
 from bads_ppl.errors import InputError
@@ -91,12 +93,36 @@ def test_many_texts_without_gradients_go_through_in_passes_with_the_same_states(
         assert torch.allclose(minilm(tokens), whole, atol=1e-5)
 
 
-def test_of_an_encoder_decoder_the_encoder_is_taken(tmp_path):
+@pytest.fixture
+def t5(tmp_path) -> Path:
     size = {"d_model": 16, "d_ff": 16, "d_kv": 8, "num_heads": 2, "num_layers": 1}
     with torch.random.fork_rng():
         T5ForConditionalGeneration(T5Config(vocab_size=20, **size)).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_of_an_encoder_decoder_the_encoder_is_taken(t5):
     ids = torch.tensor([[3, 4, 5]])
-    assert Encoder(find_model(str(tmp_path)))({"ids": ids, "mask": ids > 0}).shape == (1, 16)
+    assert Encoder(find_model(str(t5)))({"ids": ids, "mask": ids > 0}).shape == (1, 16)
+
+
+def without(folder: Path, target: Path, part: str) -> Path:
+    """A copy of a model without the weights whose names hold `part`."""
+    shutil.copytree(folder, target)
+    weights = load_file(target / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if part not in name}
+    assert len(kept) < len(weights)
+    save_file(kept, target / "model.safetensors", {"format": "pt"})
+    return target
+
+
+def test_an_encoder_that_lacks_weights_which_are_used_is_refused(folder, t5, tmp_path):
+    with pytest.raises(InputError, match=r"lacks the weights of 16 parameters.*layer\.3\."):
+        Encoder(without(folder, tmp_path / "layer", ".layer.3."))
+    with pytest.raises(InputError, match=r"lacks the weights of 9 parameters.*encoder\.block"):
+        Encoder(without(t5, tmp_path / "block", "encoder.block.0"))
+    Encoder(without(folder, tmp_path / "pooler", "pooler."))
+    Encoder(without(t5, tmp_path / "decoder", "decoder."))
 
 
 # -------------------------------------------------------------------------------------- classifier

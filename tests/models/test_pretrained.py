@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import filter_repo_objects
 from transformers import AutoModel
 
@@ -73,6 +74,17 @@ def test_without_package_and_network_the_error_names_the_remedies(monkeypatch):
     with pytest.raises(InputError, match="no folder here") as error:
         find_model("nobody/no-such-model")
     assert "pip install" not in str(error.value)
+
+
+def test_a_connection_that_breaks_is_told_as_a_model_that_cannot_be_had(monkeypatch):
+    """The hub's client has transport errors of its own, which need be no OSError."""
+
+    def refuse(*args, **options):
+        raise HTTPError("403 Forbidden by the proxy")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(InputError, match=r"403 Forbidden by the proxy.*connect this machine"):
+        find_model("nobody/no-such-model")
 
 
 def test_pickled_weights_are_not_read(folder, tmp_path):

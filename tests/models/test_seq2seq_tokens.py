@@ -160,7 +160,7 @@ def test_lengths_without_room_for_a_token_are_refused(lengths, folder):
 
 
 def test_lengths_beyond_a_model_s_positions_are_refused(changed):
-    own = changed(BartConfig(vocab_size=200, max_position_embeddings=12))
+    own = changed(BartConfig(vocab_size=200, max_position_embeddings=12, eos_token_id=1))
     assert Pieces(own, 12, 12).start == 2
     with pytest.raises(InputError, match=r"max_target must be .* at most 12 .* got 13"):
         Pieces(own, 12, 13)
@@ -171,6 +171,15 @@ def test_a_tokenizer_of_another_model_is_refused_with_both_numbers(changed, fold
     own = changed(T5Config(vocab_size=tokens - 1, decoder_start_token_id=0))
     with pytest.raises(InputError, match=rf"knows {tokens} tokens .* vocab_size {tokens - 1}"):
         Pieces(own, 8, 8)
+
+
+def test_a_tokenizer_that_ends_otherwise_than_the_model_is_refused(changed):
+    own = changed(T5Config(vocab_size=200, decoder_start_token_id=0, eos_token_id=7))
+    with pytest.raises(InputError, match=r"has id 1 in its tokenizer and eos_token_id 7 in its"):
+        Pieces(own, 8, 8)
+    several = T5Config(vocab_size=200, decoder_start_token_id=0, eos_token_id=[7, 8])
+    (own / "config.json").write_text(several.to_json_string())
+    assert Pieces(own, 8, 8).end == 1
 
 
 @pytest.mark.parametrize(("token", "name"), [("pad_token", "padding"), ("eos_token", "end")])

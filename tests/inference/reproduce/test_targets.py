@@ -19,11 +19,11 @@ def test_all_options_that_targets_declare_compose(tmp_path):
     options = {
         tuple(case.options(size))
         for size in ("small", "paper")
-        for name in ("fig13", "fig14", "fig11", "fig12", "table2")
+        for name in ("fig13", "fig14", "fig11", "fig2_webnlg", "fig12", "fig13_webnlg", "table2")
         for case in TARGETS[name].cases
         if size in case.method.sizes
     }
-    variants = [case for name in ("fig8", "fig10") for case in TARGETS[name].cases]
+    variants = [case for name in ("fig8", "fig10", "fig9_webnlg") for case in TARGETS[name].cases]
     options |= {tuple(case.options("small")) for case in variants if case.method.name == "bads"}
     for some in sorted(options):
         config, _ = compose_run(some, "a target")
