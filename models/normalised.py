@@ -55,8 +55,9 @@ def normalised(
             to first order, seen at every step, and cheaper.
         window: steps that "restarted" and "reverted" look back on, at least 1.
         contrast: not persistent: the log density of w gains contrast / beta times the difference
-            over its running mean absolute value, so that it depends neither on the step size of
-            theta nor on the scale of the weights. More: weights nearer 0 and 1.
+            over its running mean absolute value in the batches as they are drawn, so that it
+            depends neither on the step size of theta nor on the scale of the weights. More: weights
+            nearer 0 and 1.
         loss_contrast: not persistent: the log density of w loses loss_contrast / beta times the
             point's loss less the train set's mean loss, over the mean absolute value of that. More:
             wrong labels lose more, and points of rare classes with them. 0: no such drift.
