@@ -42,7 +42,8 @@ def folder_of(call, tmp_path_factory) -> Callable[[str], Path]:
         if not folder.exists():
             where = (f"method={name}", f"run_dir={folder}", f"cache={root / 'cache'}")
             outcome = call(*SMALL, *where)
-            assert outcome.code == 0 and outcome.err == "", outcome.err
+            assert outcome.code == 0, outcome.err
+            assert "dataset is 'digits'" in outcome.err and outcome.err.count("\n") == 1
         return folder
 
     return find
