@@ -48,9 +48,15 @@ class Loop:
         input = torch.cat([self.train.input[rows], self.meta.input[others]])
         return rows, input, torch.cat([self.train.target[rows], self.meta.target[others]])
 
-    def losses(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        losses = functional.cross_entropy(self.network(input), target, reduction="none")
-        return losses[: self.batches[0]], losses[self.batches[0] :]
+    def losses(
+        self, input: Tensor, target: Tensor, *, apart: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Of train and meta rows, in one pass or in two."""
+        count = self.batches[0]
+        parts = [input[:count], input[count:]] if apart else [input]
+        output = torch.cat([self.network(part) for part in parts])
+        losses = functional.cross_entropy(output, target, reduction="none")
+        return losses[:count], losses[count:]
 
     def langevin(self, values: list[Tensor], eta: float, temperature: float, scale: float) -> None:
         """A step of SGLD on `values`, under the prior Normal(0, scale)."""
@@ -171,6 +177,8 @@ def normalised_instance(loop: Loop) -> Step:
     other = copy.deepcopy(loop.network)
     companion = list(other.parameters())
     count = loop.batches[0]
+    layers = loop.network.modules()
+    normed = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in layers)
     averages: dict[str, Tensor] = {}
     steps = 0
 
@@ -199,7 +207,7 @@ def normalised_instance(loop: Loop) -> Step:
         loop.zero_grad()
         for value in companion:
             value.grad = None
-        train, meta = loop.losses(input, target)
+        train, meta = loop.losses(input, target, apart=normed)  # as the companion sees them
         others = functional.cross_entropy(other(input[:count]), target[:count], reduction="none")
         (loop.up[0] * (w @ (train + others)) + loop.up[1] * meta.sum()).backward()
         loop.theta_step()

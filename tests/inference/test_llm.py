@@ -328,7 +328,7 @@ def test_a_benchmark_is_the_target_and_examples_are_the_sources(cache):
         ({"meta_count": 13}, "meta_count must be from 1 to 12"),
         ({"model": "no/such-model"}, "no/such-model"),
         ({"meta_count": 1, "split": "validation"}, "at least 2 validation examples, got 1"),
-        ({"max_tokens": 5}, "nothing is left of the"),
+        ({"max_tokens": 5, "long": "drop"}, "nothing is left of the"),
         ({"train": "a.jsonl"}, "leave one of them out"),
     ],
 )
