@@ -50,7 +50,7 @@ CHECKS = {
 def test_a_notebook_runs(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+        notebook, timeout=540, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
     ).execute()
     CHECKS[path.stem](text(notebook))
 
