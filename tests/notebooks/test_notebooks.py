@@ -46,11 +46,12 @@ CHECKS = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a notebook has chains of its own, beside other tests
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(
-        notebook, timeout=540, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+        notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
     ).execute()
     CHECKS[path.stem](text(notebook))
 
