@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from bads_ppl.atomic import atomic_path
 from bads_ppl.checkpoint import load_checkpoint, save_checkpoint
-from bads_ppl.data import Data
+from bads_ppl.data import Data, spaced
 from bads_ppl.draws import ChainDraws, DrawWriter, read_draws
 from bads_ppl.errors import InputError
 from bads_ppl.kernel import MinibatchKernel
@@ -113,6 +113,15 @@ def evidence(chains: Sequence[ChainResult], impact: Impact) -> str:
 Make = Callable[[int, torch.Generator], tuple[MinibatchKernel, Monitor]]
 """Builds a chain's kernel and monitor from its number and generator."""
 
+LOOK = 512
+"""Largest number of points whose weights are looked at between draws."""
+
+
+class LookAtWeights(Protocol):
+    """The weights (N,) of all points, or (M,) of those at `rows` (M,), given a chain's kernel."""
+
+    def __call__(self, kernel: MinibatchKernel, /, *, rows: Tensor | None = None) -> Tensor: ...
+
 
 def run_chains(
     make: Make,
@@ -128,7 +137,7 @@ def run_chains(
     resume: bool = False,
     progress: bool | None = None,
     target: float | None = None,
-    weights: Callable[[MinibatchKernel], Tensor] = MinibatchKernel.site_values,
+    weights: LookAtWeights = MinibatchKernel.site_values,
     size: int | None = None,
     workers: int | None = 1,
     table: Literal["memory", "disk"] = "memory",
@@ -153,7 +162,7 @@ def run_chains(
         progress: show a progress bar; None: when standard error is a terminal.
         target: beta, shown beside the mean weight, and against which a collapse of the weights is
             told; None: neither.
-        weights: the weights (N,) to record for a draw, given the kernel.
+        weights: gives the weights (N,) to record for a draw.
         size: N, where it is not the size of the train set.
         workers: chains at a time, each in a process of its own with one thread; None: as many as
             there are cores, where that is of use (`bads_ppl.workers`). 1: all in this process.
@@ -252,7 +261,7 @@ class _Runner:
     plan: Plan
     about: dict[str, Any]
     resume: bool
-    weights: Callable[[MinibatchKernel], Tensor]
+    weights: LookAtWeights
     size: int
     target: float | None
     table: str
@@ -322,7 +331,6 @@ class _Runner:
             kernel.step()
             step, last = kernel.steps, kernel.steps == plan.steps
             burnt_in = step > plan.first
-            w = None
             if step in draw_at:
                 w = self.weights(kernel).detach().cpu().numpy()
                 values = monitor.on_draw(kernel) | {"step": float(step)}
@@ -335,7 +343,7 @@ class _Runner:
             if step % plan.evaluation_steps == 0 or last:
                 row = kernel.report() | monitor.on_evaluate(kernel, burnt_in=burnt_in)
                 state.metrics.append({"chain": chain, "step": step, **row})
-                warned = warned or self._warn_of_collapse(chain, kernel, w)
+                warned = warned or self._warn_of_collapse(chain, kernel)
             if step % plan.check_every == 0 or last:
                 kernel.check_finite()
                 report = {} if self.show is None and self.ranks.alone else kernel.report()
@@ -355,14 +363,17 @@ class _Runner:
             if signum:
                 raise Stopped(signum)
 
-    def _warn_of_collapse(self, chain: int, kernel: MinibatchKernel, w: Any) -> bool:
+    def _warn_of_collapse(self, chain: int, kernel: MinibatchKernel) -> bool:
         """Whether all weights are at one end; says so, as they seldom return (trap 3).
 
-        `w` are the weights where they are known: looking at all of them may cost many steps.
+        Looking at all of them may cost many steps, so it takes some at one end to do it.
         """
         if self.target is None:
             return False
-        end = collapsed(self.weights(kernel) if w is None else w, self.target)
+        some = spaced(self.size, LOOK, self.train.device)
+        end = collapsed(self.weights(kernel, rows=some), self.target)
+        if end is not None and len(some) < self.size:
+            end = collapsed(self.weights(kernel), self.target)
         if end is not None:
             log.warning(
                 "chain %d, step %d: all weights are close to %d, with a target mean of %g; they "

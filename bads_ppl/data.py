@@ -65,6 +65,12 @@ def take(tree: Any, rows: Tensor) -> Any:
     return tree_map(lambda x: x.index_select(0, rows), tree)
 
 
+def spaced(size: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+    """Indices (min(count, size),) evenly spaced from 0 to size - 1."""
+    count = min(count, size)
+    return torch.arange(count, device=device) * (size - 1) // max(count - 1, 1)
+
+
 @dataclass(frozen=True)
 class Batch:
     """Rows of a point set, as a Pyro program receives them.
@@ -278,9 +284,7 @@ class Data:
 
     def evenly(self, count: int) -> Batch:
         """A batch of `count` points evenly spaced from first to last, or of all if fewer."""
-        count = min(count, len(self))
-        rows = torch.arange(count, device=self.device) * (len(self) - 1) // max(count - 1, 1)
-        return self.batch(rows)
+        return self.batch(spaced(len(self), count, self.device))
 
     def batches(self, size: int = 2048) -> Iterator[Batch]:
         """All points in order, `size` at a time."""

@@ -455,23 +455,26 @@ class MinibatchKernel(Moves):
                 for number, tensor in enumerate(tensors):
                     yield f"state/{group}/{key}/{number}", tensor
 
-    def site_values(self, site: str = SITE, chunk: int = 2048) -> Tensor:
-        """Values (N_t,) of a per-point site for all train points, constrained.
+    def site_values(
+        self, site: str = SITE, chunk: int = 2048, *, rows: Tensor | None = None
+    ) -> Tensor:
+        """Values (M,) of a per-point site, constrained, of the train points `rows` (M,), or of all.
 
         A table is read; a computed site (a weight network's "w") is evaluated in chunks, of which
-        every process takes its share.
+        every process takes its share: of all points that costs as much as many steps.
         """
         table = self.latents.tables.get(site)
         if table is not None:
-            return table.values()
+            return table.values(slice(None) if rows is None else rows)
         meta = self.meta.batch(torch.arange(1, device=self.meta.device))
-        count = -(-len(self.train) // self.ranks.size) * self.ranks.size  # as many for each process
-        rows = torch.arange(count, device=self.train.device).clamp_(max=len(self.train) - 1)
+        rows = torch.arange(len(self.train), device=self.train.device) if rows is None else rows
+        missing = -len(rows) % self.ranks.size  # as many for each process
+        padded = torch.cat([rows, rows[-1:].expand(missing)])
         found = [
             self.latents.values(site, self.train.batch(part), meta)
-            for part in self.ranks.share(rows).split(chunk)
+            for part in self.ranks.share(padded).split(chunk)
         ]
-        return self.ranks.gather(torch.cat(found))[: len(self.train)]
+        return self.ranks.gather(torch.cat(found))[: len(rows)]
 
     # pyro.infer.MCMC
 

@@ -197,7 +197,7 @@ class Table:
         self.rows = self.value[self.index]
         self.rows.grad, self.constrained = grad, self.transform(self.rows)
 
-    def values(self, rows: slice = slice(None)) -> Tensor:
+    def values(self, rows: slice | Tensor = slice(None)) -> Tensor:
         """Some rows (M, ...), default all, on the constrained scale."""
         value = self.value[rows]
         if len(value) <= PIECE:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bads_ppl.chains import ChainResult
-from bads_ppl.data import Data
+from bads_ppl.chains import LOOK, ChainResult, LookAtWeights
+from bads_ppl.data import Data, spaced
 from bads_ppl.kernel import MinibatchKernel
 from bads_ppl.monitors import ThetaMonitor
 from bads_ppl.shards import put
@@ -20,11 +20,13 @@ from inference.tasks import Task
 class TaskMonitor(ThetaMonitor):
     """Adds what a task measures on its test set, and the mean weights of its groups.
 
+    These are of all points of a group, or of `LOOK` evenly spaced ones if it has more.
+
     Args:
         network: the chain's network.
         task: the task, on the network's device.
         train: the train points that the kernel sees, on the device.
-        weights: the current weights (N_t,) of a kernel.
+        weights: gives the weights (N_t,) of all points of the task.
         density: whether the program has one.
         scores: the current scores (N_t,) of a kernel, where there are any: their mean over draws is
             kept.
@@ -35,13 +37,16 @@ class TaskMonitor(ThetaMonitor):
         network: nn.Module,
         task: Task,
         train: Data,
-        weights: Callable[[MinibatchKernel], Tensor],
+        weights: LookAtWeights,
         density: bool = True,
         scores: Callable[[MinibatchKernel], Tensor] | None = None,
     ) -> None:
         test = task.test
         super().__init__(network, task.loss, train, task.meta, {"test": test}, density=density)
-        self.groups = {name: mask.to(test.device) for name, mask in task.groups.items()}
+        members = {name: mask.to(test.device).nonzero()[:, 0] for name, mask in task.groups.items()}
+        self.groups = {
+            name: rows[spaced(len(rows), LOOK, rows.device)] for name, rows in members.items()
+        }
         self.weights = weights
         self.test = test
         self.measure = task.scoring.measure(test, self.probes["test"], task.loss, network)
@@ -60,9 +65,11 @@ class TaskMonitor(ThetaMonitor):
     def on_evaluate(self, kernel: MinibatchKernel, *, burnt_in: bool) -> dict[str, float]:
         row = super().on_evaluate(kernel, burnt_in=burnt_in)
         row |= self.measure.on_evaluate(self.network, burnt_in=burnt_in)
-        w = self.weights(kernel)
-        for name, mask in self.groups.items():
-            row[f"groups.{name}.mean_weight"] = float(w[mask].mean())
+        if self.groups:
+            w = self.weights(kernel, rows=torch.cat(list(self.groups.values())))
+            parts = w.split([len(rows) for rows in self.groups.values()])
+            for name, part in zip(self.groups, parts, strict=True):
+                row[f"groups.{name}.mean_weight"] = float(part.mean())
         return row
 
     def state_dict(self) -> dict[str, Tensor]:

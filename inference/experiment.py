@@ -91,12 +91,15 @@ class Experiment:
         """The experiment with the scores that its method selects by; trains proxies."""
         return replace(self, setup=self.setup.prepared())
 
-    def weights(self, kernel: MinibatchKernel) -> Tensor:
-        """The weights (N_t,) of all points of the task, given a chain's kernel."""
+    def weights(self, kernel: MinibatchKernel, *, rows: Tensor | None = None) -> Tensor:
+        """The weights (N_t,) of all points of the task, or (M,) of those at `rows`."""
         if self.setup.membership is not None:
-            return self.setup.membership(kernel)
-        fixed = self.setup.fixed
-        return kernel.site_values() if fixed is None else fixed.to(self.device)
+            w = self.setup.membership(kernel)
+        elif self.setup.fixed is not None:
+            w = self.setup.fixed.to(self.device)
+        else:
+            return kernel.site_values(rows=rows)
+        return w if rows is None else w[rows]
 
 
 def check_settings(config: DictConfig) -> None:

@@ -111,7 +111,7 @@ def fit(
             seed=seed,
             settings=dict(about),
             resume=True,
-            weights=lambda kernel: weights[:1],
+            weights=lambda kernel, rows=None: weights[:1],
             size=1,
         )
     return chain

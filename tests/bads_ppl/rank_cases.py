@@ -199,7 +199,8 @@ def state(name: str, ranks: Ranks = ALONE) -> dict[str, Tensor]:
     found = {key: value.clone() for key, value in kernel.state_dict().items()}
     kernel.check_together()
     report = torch.tensor(list(kernel.report().values()))
-    return found | {"w": kernel.site_values(chunk=7), "report": report}
+    some = kernel.site_values(rows=torch.tensor([3, 0, 3]))
+    return found | {"w": kernel.site_values(chunk=7), "some": some, "report": report}
 
 
 def meet(meeting: str) -> Ranks:

@@ -10,13 +10,14 @@ from torch import nn
 
 from bads_ppl.chains import (
     CHECKPOINT,
+    LOOK,
     METRICS,
     Stopped,
     chain_generator,
     fingerprint,
     run_chains,
 )
-from bads_ppl.data import Data
+from bads_ppl.data import Data, spaced
 from bads_ppl.errors import Diverged, InputError
 from bads_ppl.losses import cross_entropy
 from bads_ppl.monitors import ThetaMonitor
@@ -177,7 +178,7 @@ def test_metrics_are_rows_of_json(tmp_path):
 
 
 def test_given_weights_are_recorded_in_place_of_the_latent_ones(tmp_path):
-    (result,) = run(tmp_path, weights=lambda kernel: torch.arange(7.0), size=7)
+    (result,) = run(tmp_path, weights=lambda kernel, rows=None: torch.arange(7.0), size=7)
     assert result.draws.w[2].tolist() == list(range(7))
 
 
@@ -426,7 +427,7 @@ def test_probes_are_the_whole_set_where_it_is_small():
 
 
 def test_a_collapse_of_the_weights_is_said_once_a_chain(tmp_path, caplog):
-    def gone(kernel):
+    def gone(kernel, *, rows=None):
         return torch.full((24,), 1e-6)
 
     run(tmp_path / "a", weights=gone, target=0.5, chains=2)  # evaluates at every step
@@ -436,3 +437,25 @@ def test_a_collapse_of_the_weights_is_said_once_a_chain(tmp_path, caplog):
     run(tmp_path / "b", target=0.5)
     run(tmp_path / "c", weights=gone)  # weights that are given have no target
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize("others", [0.9, 1e-6])
+def test_all_weights_are_looked_at_only_where_some_are_at_one_end(tmp_path, caplog, others):
+    w = torch.full((3 * LOOK,), others)
+    w[spaced(len(w), LOOK)] = 1e-6
+    sizes = []
+
+    def look(kernel, *, rows=None):
+        sizes.append(len(w if rows is None else w[rows]))
+        return w if rows is None else w[rows]
+
+    plan = Plan(20, burn_in=18, thinning=2, snapshots=0, evaluate_every=10)
+    run(tmp_path, plan=plan, weights=look, size=len(w), target=0.5)
+    said = [record for record in caplog.records if "close to 0" in record.message]
+    gone = others < 0.5
+    assert len(said) == gone
+    assert sizes == ([LOOK, len(w), len(w)] if gone else [LOOK, len(w), len(w), LOOK, len(w)])
+    w[spaced(len(w), LOOK)] = 0.5
+    sizes.clear()
+    run(tmp_path / "again", plan=plan, weights=look, size=len(w), target=0.5)
+    assert sizes == [LOOK, len(w), LOOK]  # a draw has them all

@@ -384,6 +384,8 @@ def test_looking_at_a_chain_does_not_change_it(model):
     before, noise = made.state_dict(), torch.get_rng_state()
     w = made.site_values(chunk=5)
     torch.testing.assert_close(made.site_values(chunk=12), w)  # equal but for rounding
+    rows = torch.tensor([7, 0, 7, 3])
+    torch.testing.assert_close(made.site_values(chunk=3, rows=rows), w[rows])
     made.latents.joint_potential(train.full(), meta.full())
     assert all(torch.equal(made.state_dict()[name], value) for name, value in before.items())
     assert torch.equal(torch.get_rng_state(), noise)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from bads_ppl.chains import LOOK, LookAtWeights
 from bads_ppl.data import Data
 from bads_ppl.losses import cross_entropy
 from inference.evaluation import TaskMonitor, mean_scores, measures, on_test_set
@@ -42,12 +43,16 @@ def of_sets(train: Data, test: Data, groups: dict[str, torch.Tensor]) -> Any:
     return SimpleNamespace(train=train, meta=train, test=test, groups=groups, **named)
 
 
+def looking(w: torch.Tensor) -> LookAtWeights:
+    return lambda _, *, rows=None: w if rows is None else w[rows]
+
+
 def monitor(network: nn.Module, test: Data, weights: list[float]) -> TaskMonitor:
     train = Data(torch.zeros(len(weights), 2), torch.zeros(len(weights), dtype=torch.int64))
     rare = torch.arange(len(weights)) < 1
     w = torch.tensor(weights)
     groups = {"rare": rare, "frequent": ~rare}
-    return TaskMonitor(network, of_sets(train, test, groups), train, lambda _: w, density=False)
+    return TaskMonitor(network, of_sets(train, test, groups), train, looking(w), density=False)
 
 
 @pytest.fixture
@@ -66,6 +71,24 @@ def test_an_evaluation_reports_accuracy_loss_and_mean_weight_by_group(test_set):
     assert row["test.loss"] == pytest.approx(float(expected))
     assert row["groups.rare.mean_weight"] == pytest.approx(0.9)
     assert row["groups.frequent.mean_weight"] == pytest.approx(0.2)
+
+
+def test_between_draws_a_large_group_is_told_of_by_evenly_spaced_points(test_set):
+    w = torch.linspace(0, 1, 4 * LOOK + 1)
+    looked = []
+
+    def look(_, *, rows=None):
+        looked.append(rows)
+        return w[rows]
+
+    one = monitor(Logits(), test_set, w.tolist())
+    one.weights = look
+    row = one.on_evaluate(None, burnt_in=False)
+    assert [rows.tolist() for rows in looked] == [
+        [0, *(torch.arange(LOOK) * (4 * LOOK - 1) // (LOOK - 1) + 1)]
+    ]
+    assert row["groups.rare.mean_weight"] == 0
+    assert row["groups.frequent.mean_weight"] == pytest.approx(0.5, abs=1e-3)
 
 
 def test_a_draw_has_the_probability_of_the_right_class_for_each_class_of_the_test(test_set):
@@ -130,7 +153,7 @@ def test_scores_are_averaged_over_the_draws_of_all_chains_and_survive_a_checkpoi
     def begin() -> TaskMonitor:
         groups: dict[str, torch.Tensor] = {}
         task = of_sets(train, test_set, groups)
-        return TaskMonitor(Logits(), task, train, lambda _: now, False, lambda _: now)
+        return TaskMonitor(Logits(), task, train, looking(now), False, lambda _: now)
 
     first, resumed = begin(), begin()
     first.on_draw(kernel)
@@ -169,7 +192,7 @@ class Shifted(nn.Module):
 
 def writer(network: nn.Module, task: Task) -> TaskMonitor:
     w = torch.full((len(task.train),), 0.5)
-    return TaskMonitor(network, task, task.train, lambda _: w, density=False)
+    return TaskMonitor(network, task, task.train, looking(w), density=False)
 
 
 def chain_of(task: Task, *shifts: float) -> Any:
