@@ -113,8 +113,8 @@ def evidence(chains: Sequence[ChainResult], impact: Impact) -> str:
 Make = Callable[[int, torch.Generator], tuple[MinibatchKernel, Monitor]]
 """Builds a chain's kernel and monitor from its number and generator."""
 
-LOOK = 512
-"""Largest number of points whose weights are looked at between draws."""
+FEW = 64
+"""Number of points whose weights are looked at before all are, for a collapse."""
 
 
 class LookAtWeights(Protocol):
@@ -366,13 +366,13 @@ class _Runner:
     def _warn_of_collapse(self, chain: int, kernel: MinibatchKernel) -> bool:
         """Whether all weights are at one end; says so, as they seldom return (trap 3).
 
-        Looking at all of them may cost many steps, so it takes some at one end to do it.
+        Looking at all of them may cost many steps, so it takes a few at one end to do it.
         """
         if self.target is None:
             return False
-        some = spaced(self.size, LOOK, self.train.device)
-        end = collapsed(self.weights(kernel, rows=some), self.target)
-        if end is not None and len(some) < self.size:
+        few = spaced(self.size, FEW, self.train.device)
+        end = collapsed(self.weights(kernel, rows=few), self.target)
+        if end is not None and len(few) < self.size:
             end = collapsed(self.weights(kernel), self.target)
         if end is not None:
             log.warning(

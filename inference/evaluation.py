@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bads_ppl.chains import LOOK, ChainResult, LookAtWeights
+from bads_ppl.chains import ChainResult, LookAtWeights
 from bads_ppl.data import Data, spaced
 from bads_ppl.kernel import MinibatchKernel
 from bads_ppl.monitors import ThetaMonitor
@@ -16,11 +16,15 @@ from bads_ppl.shards import put
 from inference.scoring import Ended, Scored
 from inference.tasks import Task
 
+LOOK = 1024
+"""Largest number of points whose weights are looked at in an evaluation."""
+
 
 class TaskMonitor(ThetaMonitor):
     """Adds what a task measures on its test set, and the mean weights of its groups.
 
-    These are of all points of a group, or of `LOOK` evenly spaced ones if it has more.
+    These are of all points of a group, or of evenly spaced ones: a look at the weights of all
+    points may cost many steps. Draws have all.
 
     Args:
         network: the chain's network.
@@ -44,8 +48,9 @@ class TaskMonitor(ThetaMonitor):
         test = task.test
         super().__init__(network, task.loss, train, task.meta, {"test": test}, density=density)
         members = {name: mask.to(test.device).nonzero()[:, 0] for name, mask in task.groups.items()}
+        count = LOOK // max(1, len(members))
         self.groups = {
-            name: rows[spaced(len(rows), LOOK, rows.device)] for name, rows in members.items()
+            name: rows[spaced(len(rows), count, rows.device)] for name, rows in members.items()
         }
         self.weights = weights
         self.test = test

@@ -10,7 +10,7 @@ from torch import nn
 
 from bads_ppl.chains import (
     CHECKPOINT,
-    LOOK,
+    FEW,
     METRICS,
     Stopped,
     chain_generator,
@@ -441,8 +441,8 @@ def test_a_collapse_of_the_weights_is_said_once_a_chain(tmp_path, caplog):
 
 @pytest.mark.parametrize("others", [0.9, 1e-6])
 def test_all_weights_are_looked_at_only_where_some_are_at_one_end(tmp_path, caplog, others):
-    w = torch.full((3 * LOOK,), others)
-    w[spaced(len(w), LOOK)] = 1e-6
+    w = torch.full((3 * FEW,), others)
+    w[spaced(len(w), FEW)] = 1e-6
     sizes = []
 
     def look(kernel, *, rows=None):
@@ -454,8 +454,8 @@ def test_all_weights_are_looked_at_only_where_some_are_at_one_end(tmp_path, capl
     said = [record for record in caplog.records if "close to 0" in record.message]
     gone = others < 0.5
     assert len(said) == gone
-    assert sizes == ([LOOK, len(w), len(w)] if gone else [LOOK, len(w), len(w), LOOK, len(w)])
-    w[spaced(len(w), LOOK)] = 0.5
+    assert sizes == ([FEW, len(w), len(w)] if gone else [FEW, len(w), len(w), FEW, len(w)])
+    w[spaced(len(w), FEW)] = 0.5
     sizes.clear()
     run(tmp_path / "again", plan=plan, weights=look, size=len(w), target=0.5)
-    assert sizes == [LOOK, len(w), LOOK]  # a draw has them all
+    assert sizes == [FEW, len(w), FEW]  # a draw has them all

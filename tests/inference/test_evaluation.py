@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from bads_ppl.chains import LOOK, LookAtWeights
+from bads_ppl.chains import LookAtWeights
 from bads_ppl.data import Data
 from bads_ppl.losses import cross_entropy
-from inference.evaluation import TaskMonitor, mean_scores, measures, on_test_set
+from inference.evaluation import LOOK, TaskMonitor, mean_scores, measures, on_test_set
 from inference.outcome import versions
 from inference.scoring import Classes, accuracy, predictive
 from inference.tasks import Task
@@ -74,7 +74,8 @@ def test_an_evaluation_reports_accuracy_loss_and_mean_weight_by_group(test_set):
 
 
 def test_between_draws_a_large_group_is_told_of_by_evenly_spaced_points(test_set):
-    w = torch.linspace(0, 1, 4 * LOOK + 1)
+    half = LOOK // 2  # of two groups
+    w = torch.linspace(0, 1, 2 * LOOK + 1)
     looked = []
 
     def look(_, *, rows=None):
@@ -85,7 +86,7 @@ def test_between_draws_a_large_group_is_told_of_by_evenly_spaced_points(test_set
     one.weights = look
     row = one.on_evaluate(None, burnt_in=False)
     assert [rows.tolist() for rows in looked] == [
-        [0, *(torch.arange(LOOK) * (4 * LOOK - 1) // (LOOK - 1) + 1)]
+        [0, *(torch.arange(half) * (2 * LOOK - 1) // (half - 1) + 1)]
     ]
     assert row["groups.rare.mean_weight"] == 0
     assert row["groups.frequent.mean_weight"] == pytest.approx(0.5, abs=1e-3)
