@@ -150,6 +150,19 @@ def _running_mean(value: Tensor, window: int, kind: str) -> Tensor:
     return value
 
 
+def wanted_site() -> str | None:
+    """The site that the program is run for the values of, None in a step.
+
+    What that site does not depend on may then be left out.
+    """
+    return _wanted_site(name="wanted_site")
+
+
+@effectful(type="wanted_site")
+def _wanted_site() -> str | None:
+    return None
+
+
 def steps_taken() -> int:
     """The number of steps that the kernel has taken; 0 under stateless handlers.
 

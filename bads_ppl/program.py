@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import pyro
 import torch
@@ -24,10 +24,10 @@ from torch.utils._pytree import tree_flatten, tree_map
 from bads_ppl.data import Batch
 from bads_ppl.errors import InputError
 from bads_ppl.losses import Loss, cross_entropy, observe
-from bads_ppl.primitives import NetworkPrior, sample_network
+from bads_ppl.primitives import NetworkPrior, sample_network, wanted_site
 from bads_ppl.priors import NormalPrior, SparsityPrior
 from bads_ppl.sites import copied
-from bads_ppl.weights import Weights
+from bads_ppl.weights import SITE, Weights
 
 Program = Callable[[Batch, Batch], None]
 """A model with its parts bound: what a kernel traces."""
@@ -39,12 +39,31 @@ class Model(Protocol):
     def __call__(self, train: Batch, meta: Batch, parts: Parts) -> None: ...
 
 
-class Forward(NamedTuple):
-    """One pass of the network over a train batch and a meta batch together."""
+@dataclass
+class Forward:
+    """What the network says of a train batch and a meta batch.
 
-    train_loss: Tensor  # (B_t,)
-    meta_output: Any  # (B_m, ...)
-    features: Tensor | None  # (B_t, D), detached; None unless the weights need them
+    Attributes:
+        features: (B_t, D) embeddings, detached; None unless the weights need them.
+        outputs: gives train_loss and meta_output.
+    """
+
+    features: Tensor | None
+    outputs: Callable[[], tuple[Tensor, Any]]
+
+    @property
+    def train_loss(self) -> Tensor:
+        """Losses (B_t,) of the train batch."""
+        return self._outputs[0]
+
+    @property
+    def meta_output(self) -> Any:
+        """Outputs (B_m, ...) for the meta batch."""
+        return self._outputs[1]
+
+    @cached_property
+    def _outputs(self) -> tuple[Tensor, Any]:
+        return self.outputs()
 
 
 @dataclass(frozen=True)
@@ -124,8 +143,25 @@ class Parts:
     ) -> Forward:
         """Losses of the train batch and outputs for the meta batch.
 
-        In one pass over both; `apart` makes two, where their gradients are needed apart.
+        In one pass over both; `apart` makes two, where their gradients are needed apart. Where
+        weights alone are wanted, and a network of ours gives its embedding without the rest
+        (`embeds_alone`), it is asked for the rest when something wants it.
         """
+        if self._embedding_will_do():
+            with capture_features(self.network) as kept:
+                network(train.input, embedding_only=True)
+            return Forward(kept[0], lambda: self._pass(network, train, meta, apart)[:2])
+        train_loss, meta_output, features = self._pass(network, train, meta, apart)
+        return Forward(features, lambda: (train_loss, meta_output))
+
+    def _embedding_will_do(self) -> bool:
+        alone = self.head is None and getattr(self.network, "embeds_alone", False)
+        return alone and self.weights.needs_features and wanted_site() == SITE
+
+    def _pass(
+        self, network: Callable[..., Any], train: Batch, meta: Batch, apart: bool
+    ) -> tuple[Tensor, Any, Tensor | None]:
+        """Losses of the train batch, outputs for the meta batch, and features if needed."""
         count = len(train)
         wanted: AbstractContextManager[list[Tensor]] = nullcontext([])
         if self.weights.needs_features:
@@ -137,7 +173,7 @@ class Parts:
                 output = network(join(train.input, meta.input))
                 train_output, meta_output = split(output, count)
         train_loss = self.loss(train_output, train.target)
-        return Forward(train_loss, meta_output, kept[0][:count] if kept else None)
+        return train_loss, meta_output, kept[0][:count] if kept else None
 
     def weigh(self, w: Tensor, loss: Tensor) -> Tensor:
         """Log of the train term, -rho w l per point (B,), with the impact constants (24), (25).

@@ -348,6 +348,9 @@ class Evaluate(Messenger):
     def _pyro_steps_taken(self, msg: Any) -> None:
         msg["value"], msg["done"] = self.latents.steps, True
 
+    def _pyro_wanted_site(self, msg: Any) -> None:
+        msg["value"], msg["done"] = self.keep, True
+
     def _pyro_running_mean(self, msg: Any) -> None:
         value, _, _ = msg["args"]
         state = self.latents.means[msg["name"]]

@@ -95,6 +95,9 @@ class Causal(LanguageModel):
         logits = output.logits if self._chooses else output.logits[:, columns]
         return logits, columns + 1
 
+    def _embed(self, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor]:
+        return (self._embeddings(*cut(ids, mask)),)
+
     @torch.no_grad()
     def _embeddings(self, ids: Tensor, mask: Tensor) -> Tensor:
         weight = mask.unsqueeze(2).float()

@@ -65,6 +65,7 @@ class LanguageModel(nn.Module):
 
     Attributes:
         embedding_layer: the module whose input is the embedding.
+        embeds_alone: `forward` takes `embedding_only`, see `bads_ppl.program.Parts.forward`.
 
     Raises:
         InputError: if the model cannot be had, is of another kind or lacks weights, or an option
@@ -81,6 +82,7 @@ class LanguageModel(nn.Module):
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
+        self.embeds_alone = True
         if rows is not None and rows < 1:
             raise InputError(f"rows per pass must be at least 1, got {rows}: null takes all")
         if precision not in ("float32", "bfloat16"):
@@ -125,7 +127,12 @@ class LanguageModel(nn.Module):
             return nullcontext(), nullcontext()
         return nullcontext(), _Parameters(self.model)
 
-    def forward(self, input: dict[str, Tensor]) -> Tensor:
+    def forward(self, input: dict[str, Tensor], *, embedding_only: bool = False) -> Tensor:
+        """Log-probabilities (B, T), or with `embedding_only` the embedding (B, D) alone."""
+        if embedding_only:
+            (states,) = self._in_pieces(self._embed, input)
+            embedding: Tensor = self.embedding_layer(states)
+            return embedding
         log_probs, states = self._in_pieces(self._piece, input)
         self.embedding_layer(states)
         return log_probs
@@ -153,6 +160,10 @@ class LanguageModel(nn.Module):
 
     def _piece(self, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities (b, T) and embeddings (b, D) of some rows."""
+        raise NotImplementedError
+
+    def _embed(self, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor]:
+        """Embeddings (b, D) of some rows, as `_piece` has them, with no more than they take."""
         raise NotImplementedError
 
     def autocast(self, device: torch.device) -> Any:

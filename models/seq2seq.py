@@ -57,10 +57,14 @@ class Seq2Seq(LanguageModel):
                 use_cache=False,
             )
         log_probs = log_probabilities(output.logits, shown)
-        states = output.encoder_last_hidden_state
-        last = mask.sum(1) - 1
-        embedding = states[torch.arange(len(ids), device=ids.device), last].float()
+        embedding = _at_the_end(output.encoder_last_hidden_state, mask)
         return functional.pad(log_probs, (0, labels.shape[1] - shown.shape[1])), embedding
+
+    def _embed(self, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor]:
+        ids, mask = cut(ids, mask)
+        with self.autocast(ids.device):
+            output = self.model.get_encoder()(input_ids=ids, attention_mask=mask)
+        return (_at_the_end(output.last_hidden_state, mask),)
 
     @torch.no_grad()
     def generate(self, ids: Tensor, mask: Tensor, *, beams: int = 1, max_tokens: int) -> Tensor:
@@ -90,6 +94,11 @@ class Seq2Seq(LanguageModel):
                 max_new_tokens=max_tokens,
             )
         return found
+
+
+def _at_the_end(states: Tensor, mask: Tensor) -> Tensor:
+    """States (b, D) of the last tokens of sources, by states (b, S, D) and their mask (b, S)."""
+    return states[torch.arange(len(states), device=states.device), mask.sum(1) - 1].float()
 
 
 def start_token(config: Any, folder: Path) -> int:

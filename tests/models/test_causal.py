@@ -260,6 +260,17 @@ def test_gradients_in_pieces_and_computed_again_are_those_of_the_whole_batch(
     assert layers[: len(once)] == once and len(layers) >= 2 * len(once)  # computed again
 
 
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_embeddings_alone_take_no_layer(tune, folder, tokens):
+    network, layers = built(folder, tune=tune, rows=3), []
+    network.model.get_decoder().layers[0].register_forward_hook(lambda *_: layers.append(1))
+    with torch.no_grad(), capture_features(network) as kept:
+        found = network(tokens, embedding_only=True)
+        assert not layers
+        network(tokens)
+    assert torch.equal(found, kept[1]) and torch.equal(found, kept[0]) and layers
+
+
 MODELS = {"joint": joint, "restarted": partial(normalised, auxiliary="restarted", window=2)}
 
 

@@ -8,6 +8,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+import pyro
 import pytest
 import torch
 import torch.nn.functional as functional
@@ -269,6 +270,37 @@ def test_programs_take_the_same_steps_in_pieces(model, folder, tokens, monkeypat
     assert found == pytest.approx(potentials, rel=1e-5)
     assert_close(others, values, atol=1e-4)
     assert values["w"].std() > 1e-5
+
+
+def of_loss(train, meta, parts):
+    """A program whose weights depend on more than embeddings."""
+    forward = parts.forward(parts.sample_network(), train, meta)
+    plate = train.plate("train")
+    w = parts.weights.sample(train, plate, forward.features)
+    with plate:
+        w = pyro.deterministic("trust", w * torch.exp(-forward.train_loss), event_dim=0)
+
+
+@pytest.mark.parametrize("model", [*MODELS.values(), of_loss])
+def test_weights_alone_take_the_encoder_alone(model, folder, tokens, monkeypatch):
+    monkeypatch.setattr("bads_ppl.kernel.check_stiffness", lambda kernel: None)  # takes long
+    network, weights = built(folder, rows=2), WeightNetwork(SMALL["d_model"])
+    torch.nn.init.normal_(weights.linear.weight, generator=torch.Generator().manual_seed(0))
+    train = Data(tokens, tokens["labels"])
+    parts = Parts(network, weights, SparsityPrior(0.5), loss=token_loss)
+    generator = torch.Generator().manual_seed(0)
+    kernel = SGLD(bind(model, parts), step_size=1e-3, temperature=0.0, generator=generator)
+    kernel.setup(0, train, Data(tokens, tokens["labels"]))
+    calls = []
+    network.model.get_decoder().register_forward_hook(lambda *_: calls.append(1))
+    w = kernel.site_values()
+    assert w.std() > 0.01 and not calls
+    if model is of_loss:
+        loss = token_loss(network(tokens), tokens["labels"])
+        assert torch.allclose(kernel.site_values("trust"), w * torch.exp(-loss))
+    network.embeds_alone = False
+    calls.clear()
+    assert torch.equal(kernel.site_values(), w) and calls
 
 
 @pytest.mark.parametrize("options", [{}, {"rows": 2}, {"checkpoint": True}])
