@@ -46,7 +46,8 @@ class TaskMonitor(ThetaMonitor):
         scores: Callable[[MinibatchKernel], Tensor] | None = None,
     ) -> None:
         test = task.test
-        super().__init__(network, task.loss, train, task.meta, {"test": test}, density=density)
+        others = {"test": test}
+        super().__init__(network, task.loss, train, task.meta, others, task.probe, density)
         members = {name: mask.to(test.device).nonzero()[:, 0] for name, mask in task.groups.items()}
         count = LOOK // max(1, len(members))
         self.groups = {

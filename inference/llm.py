@@ -381,6 +381,7 @@ def _of_conversations(
         network=network,
         scoring=NextTokens(sets["validation"], batch, ask),
         depends={"model": version, "pretrained": network["pretrained"], "loss": loss},
+        probe=128,  # of long rows
         delivery=deliver(rows),
     )
 

@@ -71,6 +71,7 @@ class Task:
         delivery: writes into the run's folder what else its user takes away.
         depends: JSON-able: what networks depend on beside the points and the options of their
             backbone, such as a pretrained model's files; part of the key of proxies.
+        probe: largest number of points of each set that a draw's functions of theta are taken at.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Task:
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     delivery: Deliver | None = None
     depends: Mapping[str, Any] = field(default_factory=dict)
+    probe: int = 512
 
     def __post_init__(self) -> None:
         check_disjoint(self.train, self.meta)

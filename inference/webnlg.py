@@ -185,6 +185,7 @@ def webnlg(
         network={"folder": str(folder), "pretrained": pretrained},
         scoring=writing,
         depends={"model": version, "pretrained": pretrained, "loss": loss},
+        probe=128,  # of long rows
     )
 
 

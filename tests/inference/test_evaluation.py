@@ -39,7 +39,7 @@ def logits(*rows: tuple[float, float]) -> torch.Tensor:
 def of_sets(train: Data, test: Data, groups: dict[str, torch.Tensor]) -> Any:
     """What a monitor asks of a task of two classes whose meta set is its train set."""
     classes = test.input.shape[1]
-    named = {"loss": cross_entropy, "scoring": Classes(), "classes": classes}
+    named = {"loss": cross_entropy, "scoring": Classes(), "classes": classes, "probe": 512}
     return SimpleNamespace(train=train, meta=train, test=test, groups=groups, **named)
 
 
