@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from bads_ppl.convergence import MIN_DRAWS, Array, estimate
 from bads_ppl.diagnostics import Diagnostics
@@ -126,6 +125,8 @@ def traces(values: dict[str, Array]) -> Figure:
 
 def rank_histogram(values: Array, name: str, bins: int = 20) -> Figure:
     """Ranks among all draws of each chain's draws (C, D): flat lines where chains agree."""
+    from scipy.stats import rankdata  # a second, for this alone
+
     chains, draws = values.shape
     ranks = rankdata(values).reshape(chains, draws)
     bins = max(2, min(bins, draws // 5))  # five draws in a bin, or more

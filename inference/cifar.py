@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchvision import datasets
 
 from bads_ppl.errors import InputError
 from inference.sources import ImageSplits
@@ -88,6 +87,8 @@ def _from_npz(path: Path) -> ImageSplits:
 
 def _from_torchvision(root: Path, *, download: bool) -> ImageSplits:
     """Torchvision checks each batch against its known checksum before it is opened."""
+    from torchvision import datasets  # seconds, for this alone
+
     arrays: dict[str, NDArray[Any]] = {}
     try:
         for name, train in (("train", True), ("test", False)):

@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
 from bads_ppl.errors import InputError
@@ -32,6 +31,8 @@ def fold_rows(target: Tensor, folds: int, seed: int) -> list[Tensor]:
     Raises:
         InputError: if a class has fewer than 2 points, or K does not fit.
     """
+    from sklearn.model_selection import StratifiedKFold
+
     classes, counts = target.unique(return_counts=True)
     smallest, label = int(counts.min()), int(classes[counts.argmin()])
     if smallest < 2:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import OmegaConf
-from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
 from bads_ppl import plots
@@ -147,6 +146,8 @@ def right_labels(
         return {}
     if scores is None and not setup.latent:
         return {}
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
     right = task.right.numpy()
     value = selection.mean if scores is None else scores.numpy()
     return {

@@ -26,10 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torchvision import datasets
 
 from bads_ppl.errors import InputError
 
@@ -210,6 +207,8 @@ class _DownloadError(RuntimeError):
 
 def _download(root: Path) -> dict[str, Path]:
     """Download MNIST into root/MNIST/raw, where only whole files arrive; the files by name."""
+    from torchvision import datasets  # seconds, for this alone
+
     mirrors = _reachable(datasets.MNIST.mirrors)
     if not mirrors:
         raise _DownloadError("none of torchvision's mirrors can be reached")
@@ -270,6 +269,9 @@ def _stalls_raise() -> Iterator[None]:
 
 def _digits() -> ImageSplits:
     """Scikit-learn's 1,797 digits, from 8x8 pixels to 28x28; a third of each class is the test."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     pixels, labels = load_digits(return_X_y=True)
     images = torch.from_numpy(pixels).float().reshape(-1, 1, 8, 8) * (255 / 16)
     images = F.interpolate(images, size=(28, 28), mode="bilinear", align_corners=False)
