@@ -263,13 +263,13 @@ def _maker(
     return make
 
 
-def first_kernel(experiment: Experiment) -> MinibatchKernel:
-    """The kernel of the first chain, ready for its first step."""
+def first_chain(experiment: Experiment) -> tuple[MinibatchKernel, TaskMonitor]:
+    """The kernel of the first chain, ready for its first step, and its monitor."""
     generator = chain_generator(experiment.config.seed, 0, experiment.device)
-    kernel, _ = _maker(experiment)(0, generator)
+    kernel, monitor = _maker(experiment)(0, generator)
     train, meta = experiment.setup.train, experiment.task.meta
     kernel.setup(experiment.plan.first, train.to(experiment.device), meta.to(experiment.device))
-    return kernel
+    return kernel, monitor
 
 
 def _check_fit(experiment: Experiment) -> None:

@@ -18,7 +18,7 @@ from bads_ppl.chains import chain_generator
 from bads_ppl.errors import Diverged, InputError
 from bads_ppl.minibatches import UniformMinibatches
 from bads_ppl.program import join
-from inference.experiment import Experiment, first_kernel, prepare
+from inference.experiment import Experiment, first_chain, prepare
 from inference.options import build
 from inference.reproduce.cost import PLAIN
 from inference.reproduce.steps import Memory, Step, take_steps
@@ -70,7 +70,7 @@ def serve(kind: str, options: Sequence[str]) -> None:
         experiment = prepare(*compose_run([*options, *where], kind)).prepared()
     device = experiment.device
     memory = Memory(device, [experiment.setup.train, experiment.task.meta])
-    step = plain_step(experiment) if kind == PLAIN else first_kernel(experiment).step
+    step = plain_step(experiment) if kind == PLAIN else first_chain(experiment)[0].step
     about = {
         "preparation_s": time.perf_counter() - start,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

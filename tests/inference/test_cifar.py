@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from bads_ppl.errors import InputError
 from inference.augmentation import crop_and_flip
 from inference.cifar import load_cifar10, shapes
-from inference.experiment import first_kernel, prepare
+from inference.experiment import first_chain, prepare
 from inference.run import compose_run
 from inference.tasks import ASYMMETRIC, cifar10, normalise_colour
 
@@ -190,7 +190,7 @@ def test_weights_keep_their_step_where_their_schedule_says_so(tmp_path):
         config, choices = compose_run(
             ["task=cifar10", "steps=10", "thinning=1", *small, *options], "a run"
         )
-        schedules = first_kernel(prepare(config, choices)).schedules
+        schedules = first_chain(prepare(config, choices))[0].schedules
         return {name: one(9) / one(0) for name, one in schedules.items() if name in ("theta", "w")}
 
     assert steps() == pytest.approx({"theta": 0.1, "w": 1.0})
