@@ -16,7 +16,10 @@ Long = Literal["cut", "drop", "refuse"]
 
 
 def conversation_sets(
-    chat: Chat, parts: Mapping[str, Sequence[Conversation]], long: Long
+    chat: Chat,
+    parts: Mapping[str, Sequence[Conversation]],
+    long: Long,
+    train_names: Sequence[str],
 ) -> tuple[dict[str, Data], list[int], list[str]]:
     """Sets of tokens, padded to the same length, with ids that count through them.
 
@@ -24,6 +27,7 @@ def conversation_sets(
         chat: lays conversations out.
         parts: conversations by the set's name, "train" and "meta" among them.
         long: what becomes of longer train and meta conversations; others are cut.
+        train_names: what error messages call the train conversations.
 
     Returns:
         The sets, the places of the train conversations that are in theirs, and what is to be said.
@@ -31,7 +35,9 @@ def conversation_sets(
     Raises:
         InputError: if one is too long and `long` refuses it, or nothing is left of a set.
     """
-    encoded = {key: chat.encode(part) for key, part in parts.items()}
+    names = {key: [f"{key} conversation {k + 1}" for k in range(len(parts[key]))] for key in parts}
+    names["train"] = list(train_names)
+    encoded = {key: chat.encode(part, names[key]) for key, part in parts.items()}
     kept, notes = _fitting(encoded, chat.max_tokens, long)
     return _data(chat, encoded, kept), kept["train"], notes
 

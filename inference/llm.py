@@ -355,7 +355,8 @@ def _of_conversations(
         "validation": validation,
         "test": test[::step],
     }
-    sets, places, told = conversation_sets(chat, parts, long)
+    names = [f"conversation {own!r} of source {source}" for source, own, _ in rows]
+    sets, places, told = conversation_sets(chat, parts, long, names)
     rows = [rows[place] for place in places]
     of = [source for source, _, _ in rows]
     version = folder_version(Path(network["folder"]))

@@ -121,15 +121,23 @@ class Chat:
             begun = self._tokenizer("a")["input_ids"][:1] == [self._tokenizer.bos_token_id]
             self._tokenizer.chat_template = ("{{ bos_token }}" if begun else "") + PLAIN
 
-    def encode(self, conversations: Sequence[Chatted]) -> Encoded:
+    def encode(
+        self, conversations: Sequence[Chatted], names: Sequence[str] | None = None
+    ) -> Encoded:
         """Token ids of conversations, and which of them count.
+
+        Args:
+            conversations: the role and content of each message.
+            names: what error messages call each; None: by its number, from 1.
 
         Raises:
             InputError: if the template cannot lay a conversation out, or not so that what a model
                 is shown before a response is the beginning of the whole, or a conversation does
                 not end with the assistant, or its response has no token.
         """
-        laid_out = [self._parts(*numbered) for numbered in enumerate(conversations, 1)]
+        if names is None:
+            names = [f"conversation {place + 1}" for place in range(len(conversations))]
+        laid_out = [self._parts(*named) for named in zip(names, conversations, strict=True)]
         tokens = iter(self._tokens([text for parts in laid_out for text in parts]))
         found = Encoded([], [], [], [])
         for place, parts in enumerate(laid_out):
@@ -137,8 +145,8 @@ class Chat:
             start = next((k for k, label in enumerate(labels) if label != IGNORED), None)
             if start is None:
                 raise InputError(
-                    f"the response of conversation {place + 1} has no token, so nothing can be "
-                    "learned from it: leave it out"
+                    f"the response of {names[place]} has no token, so nothing can be learned from "
+                    "it: leave it out"
                 )
             skipped = self._skipped(start, len(ids))
             kept = slice(skipped, skipped + self.max_tokens)
@@ -182,7 +190,7 @@ class Chat:
 
     # --------------------------------------------------------------------------------- layout
 
-    def _parts(self, number: int, conversation: Chatted) -> list[str]:
+    def _parts(self, name: str, conversation: Chatted) -> list[str]:
         """Beginnings of a conversation, each as long as the last one or longer.
 
         They go up to where a response starts, up to where it ends, and so on; then the whole.
@@ -190,27 +198,27 @@ class Chat:
         roles = [role for role, _ in conversation]
         if not conversation or roles[0] == "assistant" or roles[-1] != "assistant":
             raise InputError(
-                f"conversation {number} must begin with a message of the user or system and end "
+                f"{name} must begin with a message of the user or system and end "
                 f"with one of the assistant, got roles {roles}"
             )
-        whole = self._rendered(number, conversation)
+        whole = self._rendered(name, conversation)
         found = [""]
         for place in (place for place, role in enumerate(roles) if role == "assistant"):
-            before = self._rendered(number, conversation[:place], prompt=True)
-            after = self._rendered(number, conversation[: place + 1])
+            before = self._rendered(name, conversation[:place], prompt=True)
+            after = self._rendered(name, conversation[: place + 1])
             after = after[: self._end(after, len(before))]
             chain = (found[-1], before, after, whole)
             if not all(longer.startswith(text) for text, longer in pairwise(chain)):
                 raise InputError(
                     f"the chat template of model {self._folder} lays message {place + 1} of "
-                    f"conversation {number} out differently by whether something follows, so that "
+                    f"{name} out differently by whether something follows, so that "
                     "what is learned would not be what the model has to say when it answers: give "
                     "each response as a conversation that ends with it, or change chat_template"
                 )
             found += [before, after]
         return [*found[1:], whole]
 
-    def _rendered(self, number: int, messages: Chatted, prompt: bool = False) -> str:
+    def _rendered(self, name: str, messages: Chatted, prompt: bool = False) -> str:
         try:
             found: str = self._tokenizer.apply_chat_template(
                 [{"role": role, "content": content} for role, content in messages],
@@ -220,7 +228,7 @@ class Chat:
         except (TemplateError, ValueError, TypeError) as error:
             raise InputError(
                 f"the chat template of model {self._folder} does not take the first "
-                f"{len(messages)} messages of conversation {number}, of roles "
+                f"{len(messages)} messages of {name}, of roles "
                 f"{[role for role, _ in messages]} ({' '.join(str(error).split())}): change the "
                 "conversation or chat_template"
             ) from error

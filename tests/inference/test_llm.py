@@ -259,6 +259,24 @@ def test_longer_conversations_are_cut_left_out_or_refused(make, files, tmp_path)
         make(sources=sources, long="refuse")
 
 
+def test_a_conversation_that_the_template_refuses_is_named_by_source_and_id(
+    make, files, named, tmp_path
+):
+    folder = shutil.copytree(named, tmp_path / "strict")
+    about = json.loads((folder / "tokenizer_config.json").read_text())
+    about["chat_template"] = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no such role') }}"
+        "{% endif %}{{ m.content }} {% endfor %}"
+    )
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+    messages = [("system", "Be brief."), ("user", "Red?"), ("assistant", "Yes.")]
+    row = {"id": "k7", "messages": [{"role": role, "content": said} for role, said in messages]}
+    (tmp_path / "led.jsonl").write_text(json.dumps(row) + "\n")
+    sources = {"near": files["near"], "led": str(tmp_path / "led.jsonl")}
+    with pytest.raises(InputError, match=r"conversation 'k7' of source led.*no such role"):
+        make(sources=sources, model=str(folder))
+
+
 def test_without_files_there_is_a_made_set(cache):
     task = llm(root="none", source="auto", seed=0, cache=cache, vocabulary=400)
     assert task.dataset == "made" and set(task.groups) == {"sums", "sentences", "wrong"}
