@@ -92,6 +92,15 @@ def test_between_draws_a_large_group_is_told_of_by_evenly_spaced_points(test_set
     assert row["groups.frequent.mean_weight"] == pytest.approx(0.5, abs=1e-3)
 
 
+def test_a_task_says_how_many_points_functions_of_theta_are_taken_at(test_set):
+    task = of_sets(test_set, test_set, {})
+    task.probe = 3
+    one = TaskMonitor(Logits(), task, test_set, looking(torch.ones(4)), density=False)
+    assert {name: len(batch) for name, batch in one.probes.items()} == dict.fromkeys(
+        ("train", "meta", "test"), 3
+    )
+
+
 def test_a_draw_has_the_probability_of_the_right_class_for_each_class_of_the_test(test_set):
     test_set = Data(test_set.input, test_set.target * 2, name="test")  # classes 0 and 2 of three
     test_set = Data(torch.nn.functional.pad(test_set.input, (0, 1)), test_set.target, name="test")
