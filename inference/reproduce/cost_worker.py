@@ -68,9 +68,9 @@ def serve(kind: str, options: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:  # nothing of what was prepared before is used
         where = [f"run_dir={folder}/run", f"cache={folder}/cache"]
         experiment = prepare(*compose_run([*options, *where], kind)).prepared()
-    device = experiment.device
-    memory = Memory(device, [experiment.setup.train, experiment.task.meta])
-    step = plain_step(experiment) if kind == PLAIN else first_chain(experiment)[0].step
+        device = experiment.device
+        memory = Memory(device, [experiment.setup.train, experiment.task.meta])
+        step = plain_step(experiment) if kind == PLAIN else first_chain(experiment)[0].step
     about = {
         "preparation_s": time.perf_counter() - start,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

@@ -55,10 +55,20 @@ def test_a_method_that_fails_is_named_and_the_others_go_on(blocks, tmp_path, cap
     assert "error: diverges: at step 7" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", ["plain", "method"])
-def test_a_worker_takes_the_steps_it_is_asked_for(kind, monkeypatch, capsys):
+BUILT = ("task=webnlg", "data.source=generated", "task.model=built", "task.data.vocabulary=300")
+
+
+@pytest.mark.parametrize(
+    ("kind", "task"),
+    [
+        ("plain", ("task=mnist", "data.source=digits")),
+        ("method", ("task=mnist", "data.source=digits")),
+        ("plain", (*BUILT, "task.data.pretraining=0")),  # the network is in a folder made for it
+    ],
+)
+def test_a_worker_takes_the_steps_it_is_asked_for(kind, task, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("2\n1\n"))
-    cost_worker.main([kind, json.dumps(["task=mnist", "data.source=digits", "method=mixing"])])
+    cost_worker.main([kind, json.dumps([*task, "method=mixing"])])
     ready, *answers = map(json.loads, capsys.readouterr().out.splitlines())
     assert ready["device"] == "cpu" and ready["preparation_s"] > 0
     assert len(answers) == 2 and all(answer["seconds"] > 0 for answer in answers)
