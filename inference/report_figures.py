@@ -121,9 +121,13 @@ def _finish(axes: Axes, metric: str, values: Any) -> None:
 
 
 def _show_share(values: Any, metric: str) -> None:
-    """Percent on the axis of a metric that is a share."""
-    if bounds(metric) is not None:
-        values.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
+    """Percent on the axis of a metric that is a share, none where no share can be."""
+    limits = bounds(metric)
+    if limits is not None:
+        low, high = (end * (1 + 1e-9) for end in limits)
+        values.set_major_formatter(
+            FuncFormatter(lambda share, _: f"{100 * share:g} %" if low <= share <= high else "")
+        )
 
 
 def over_steps(run: Run, name: str) -> dict[int, float]:

@@ -14,6 +14,7 @@ from bads_ppl.errors import InputError
 from inference import report
 from inference.extremes import write_samples
 from inference.report import main, make_sections, render, write_report
+from inference.report_figures import score_by_arm
 from inference.runs import find_runs
 
 
@@ -153,6 +154,16 @@ class TestPage:
         text = text_of(render(find_runs(tmp_path)))
         assert "one seed: no interval" in text
         assert "no differences between methods can be claimed" in text
+
+    def test_no_tick_says_more_than_100_percent(self, tmp_path):
+        write_run(tmp_path, accuracy=0.983)
+        (section,) = make_sections(find_runs(tmp_path))
+        figure = score_by_arm(section.arms, "accuracy")
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        assert axes.get_xlim()[1] > 1.01
+        shown = [label.get_text() for label in axes.get_xticklabels()]
+        assert "100 %" in shown and "102 %" not in shown
 
     def test_page_needs_no_other_file(self, tmp_path):
         folder = write_run(tmp_path)
