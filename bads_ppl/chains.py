@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Protocol
@@ -39,6 +40,7 @@ from bads_ppl.program import Impact
 from bads_ppl.ranks import ALONE, Ranks
 from bads_ppl.shards import together
 from bads_ppl.snapshots import drop_snapshots, save_snapshot
+from bads_ppl.turns import Steps, in_turns
 from bads_ppl.verdict import collapsed
 from bads_ppl.workers import Report, choose_workers, run_side_by_side
 
@@ -145,7 +147,7 @@ def run_chains(
     ranks: Ranks = ALONE,
     apart: bool = False,
 ) -> list[ChainResult]:
-    """Run chains, one after the other or side by side.
+    """Run chains, one after the other or several at a time.
 
     Args:
         make: builds a chain's kernel and monitor. It may build and initialise a network: torch's
@@ -164,8 +166,10 @@ def run_chains(
             told; None: neither.
         weights: gives the weights (N,) to record for a draw.
         size: N, where it is not the size of the train set.
-        workers: chains at a time, each in a process of its own with one thread; None: as many as
-            there are cores, where that is of use (`bads_ppl.workers`). 1: all in this process.
+        workers: chains at a time; 1: one after the other. On the CPU each has a process of its own
+            with one thread; None: as many as there are cores, where that is of use
+            (`bads_ppl.workers`). On CUDA they take turns in this process, where their steps are
+            recorded (`bads_ppl.turns`); None: all.
         table: where local latents are held. "disk": in a file in the chain's folder, of which
             memory holds what was looked at last; it needs the CPU. Results are the same.
         cuda_graph: whether steps are recorded as CUDA graphs, see `MinibatchKernel`; None: as each
@@ -212,7 +216,7 @@ def run_chains(
             ranks=ALONE if apart else ranks,
         )
         folders = [folder / f"chain-{chain}" for chain in range(chains)]
-        if count > 1:
+        if count > 1 and train.device.type == "cpu":
             runner.check_new(folders)
 
             def work(chain: int, report: Report) -> None:
@@ -230,7 +234,9 @@ def run_chains(
                 runner.run(folders[chain], chain, seed)
             ranks.wait()
             runner = replace(runner, resume=True, show=None, writes=ranks.first)
-        return [runner.run(folders[chain], chain, seed) for chain in range(chains)]
+        made = [partial(runner.steps, folders[chain], chain, seed) for chain in range(chains)]
+        beside = count if train.device.type == "cuda" else 1
+        return in_turns(made, beside, train.device, lambda: stop.append(signal.SIGTERM))
 
 
 class _Progress:
@@ -281,35 +287,39 @@ class _Runner:
                 )
 
     def run(self, folder: Path, chain: int, seed: int) -> ChainResult:
+        """One chain to its end."""
+        (result,) = in_turns(
+            [partial(self.steps, folder, chain, seed)], 1, self.train.device, lambda: None
+        )
+        return result
+
+    def steps(self, folder: Path, chain: int, seed: int) -> Steps[ChainResult]:
+        """One chain, which yields after every step; its generators are torch's global ones."""
         self.check_new([folder])
-        device = self.train.device
-        generator = chain_generator(seed, chain, device)
+        generator = chain_generator(seed, chain, self.train.device)
         # Modules that draw from torch's global generator (initialisation, dropout) follow ours.
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(global_seed(seed, chain))
-            kernel, monitor = self.make(chain, generator)
-            kernel.folder = folder if self.table == "disk" else kernel.folder
-            if self.cuda_graph is not None:
-                kernel.cuda_graph = self.cuda_graph
-            if kernel.ranks != self.ranks:
-                raise InputError(
-                    f"a kernel of {kernel.ranks.size} processes cannot run in a chain of "
-                    f"{self.ranks.size}: give both the same ranks"
-                )
-            kernel.setup(self.plan.first, self.train, self.meta)
-            state = _ChainState(
-                folder / CHECKPOINT, {**self.about, "chain": chain}, kernel, monitor
+        torch.manual_seed(global_seed(seed, chain))
+        kernel, monitor = self.make(chain, generator)
+        kernel.folder = folder if self.table == "disk" else kernel.folder
+        if self.cuda_graph is not None:
+            kernel.cuda_graph = self.cuda_graph
+        if kernel.ranks != self.ranks:
+            raise InputError(
+                f"a kernel of {kernel.ranks.size} processes cannot run in a chain of "
+                f"{self.ranks.size}: give both the same ranks"
             )
-            if state.path.exists():
-                state.load(self.plan.steps)
-            kernel.check_together()
-            complete = kernel.steps >= self.plan.steps
-            with ExitStack() as stack:
-                writer = None
-                if self.ranks.first and self.writes:
-                    drop_snapshots(folder, after=state.draws)
-                    writer = stack.enter_context(DrawWriter(folder, self.size, keep=state.draws))
-                self._loop(chain, state, writer)
+        kernel.setup(self.plan.first, self.train, self.meta)
+        state = _ChainState(folder / CHECKPOINT, {**self.about, "chain": chain}, kernel, monitor)
+        if state.path.exists():
+            state.load(self.plan.steps)
+        kernel.check_together()
+        complete = kernel.steps >= self.plan.steps
+        with ExitStack() as stack:
+            writer = None
+            if self.ranks.first and self.writes:
+                drop_snapshots(folder, after=state.draws)
+                writer = stack.enter_context(DrawWriter(folder, self.size, keep=state.draws))
+            yield from self._loop(chain, state, writer)
         if writer is not None:
             with atomic_path(folder / METRICS) as temporary:
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in state.metrics))
@@ -321,7 +331,7 @@ class _Runner:
         draws = read_draws(folder, state.draws)
         return ChainResult(draws, kernel, monitor, state.metrics, state.seconds)
 
-    def _loop(self, chain: int, state: _ChainState, writer: DrawWriter | None) -> None:
+    def _loop(self, chain: int, state: _ChainState, writer: DrawWriter | None) -> Iterator[bool]:
         kernel, monitor, plan, draws = state.kernel, state.monitor, self.plan, state.draws
         start, saved = time.monotonic() - state.seconds, time.monotonic()
         draw_at = set(plan.draw_steps(kernel.draws_at))
@@ -362,6 +372,7 @@ class _Runner:
                     state.save(write=writer is not None)
             if signum:
                 raise Stopped(signum)
+            yield kernel.recorded
 
     def _warn_of_collapse(self, chain: int, kernel: MinibatchKernel) -> bool:
         """Whether all weights are at one end; says so, as they seldom return (trap 3).

@@ -198,14 +198,18 @@ def _host_generators() -> tuple[object, ...]:
 class Recorder:
     """Records work on a CUDA device; all graphs of a recorder share their memory.
 
-    What a graph leaves is therefore good until the next graph runs.
+    What a graph leaves is therefore good until the next graph runs. Work is recorded on the stream
+    it will run on, if that is not the device's default: libraries have a workspace for each stream,
+    which chains that run at the same time may not share.
     """
 
     def __init__(self, generator: torch.Generator, device: torch.device) -> None:
         self.generator = generator
         self.device = device
         self.pool = torch.cuda.graph_pool_handle()
-        self.stream = torch.cuda.Stream(device)
+        now = torch.cuda.current_stream(device)
+        default = now == torch.cuda.default_stream(device)
+        self.stream = torch.cuda.Stream(device) if default else now
 
     def __call__(self, body: Callable[[], Outcome]) -> tuple[Replay, Outcome]:
         with torch.cuda.device(self.device):

@@ -147,6 +147,11 @@ class MinibatchKernel(Moves):
         self.graphs: Graphs | None = None
         self._process = os.getpid()
 
+    @property
+    def recorded(self) -> bool:
+        """Whether steps are replayed from CUDA graphs."""
+        return self.graphs is not None and bool(self.graphs.graphs)
+
     def draws_at(self, step: int) -> bool:
         """Whether the state after `step` steps (from 1) may be a draw."""
         return True
@@ -284,6 +289,7 @@ class MinibatchKernel(Moves):
         if self.steps == 0:
             check_stiffness(self)
         rows, meta = self.train_rows.next(), self.meta_rows.next().index
+        self.latents.prepare_step()
         if self.graphs is None:
             outcome = self._update(rows, meta)
         else:

@@ -289,6 +289,11 @@ class Latents:
             if plate_sum.table == table_name:
                 plate_sum.add(table.transform(new) - table.constrained.detach(), share)
 
+    def prepare_step(self) -> None:
+        """Before a step: what it depends on beside its constants, put where a graph reads it."""
+        for mean in self.means.values():
+            mean.prepare()
+
     def constants(self, step: int) -> tuple[Any, ...]:
         """What step `step` (from 1) depends on beside tensors."""
         copied = tuple(site.copied_after(step) for site in self.networks.values())

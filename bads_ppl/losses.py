@@ -54,10 +54,15 @@ class Classes(dist.Categorical):
     """The Categorical of logits (B, C), whose log-probability of classes (B,) is one fused call.
 
     Logits are normalised when something else asks for them.
+
+    Args:
+        output: the logits.
+        known: classes (B,) and their cross-entropy (B,), where that was worked out already.
     """
 
-    def __init__(self, output: Tensor) -> None:
+    def __init__(self, output: Tensor, known: tuple[Tensor, Tensor] | None = None) -> None:
         self.output = output
+        self.known = known
         self._num_events = output.shape[-1]
         Distribution.__init__(self, output.shape[:-1], validate_args=False)
 
@@ -74,14 +79,21 @@ class Classes(dist.Categorical):
         return Classes(self.output.expand(*batch_shape, self._num_events))
 
     def log_prob(self, value: Tensor) -> Tensor:
+        if self.known is not None and value is self.known[0]:
+            return -self.known[1]
         if value.dtype == torch.long and value.shape == self.batch_shape and value.ndim == 1:
             return -cross_entropy(self.output, value)
         log_prob: Tensor = super().log_prob(value)  # type: ignore[no-untyped-call]
         return log_prob
 
 
-def observe(loss: Loss, output: Any, batch_size: int) -> TorchDistribution:
-    """The distribution of the meta targets given the network's output for them."""
+def observe(
+    loss: Loss, output: Any, batch_size: int, known: tuple[Tensor, Tensor] | None = None
+) -> TorchDistribution:
+    """The distribution of the meta targets given the network's output for them.
+
+    `known` are targets (B, ...) and their losses (B,), where those were worked out already.
+    """
     if loss is cross_entropy:
-        return Classes(output)
+        return Classes(output, known)
     return LossDistribution(output, loss, batch_size)

@@ -13,7 +13,7 @@ from bads_ppl.data import Data
 from bads_ppl.kernel import MinibatchKernel
 from bads_ppl.losses import Loss
 from bads_ppl.shards import together
-from bads_ppl.sites import evaluation_mode
+from bads_ppl.sites import evaluation_mode, total_dtype
 
 
 class Monitor(Protocol):
@@ -75,7 +75,9 @@ class ThetaMonitor:
         for name, parameter in self.network.named_parameters():
             if parameter.requires_grad:
                 named[f"norm.{name}"] = together(torch.linalg.vector_norm(parameter))
-        values = torch.stack([value.cpu().double() for value in named.values()])
+        device = kernel.train.device  # which is read once
+        kind = total_dtype(device)
+        values = torch.stack([value.to(device, kind) for value in named.values()])
         return dict(zip(named, values.tolist(), strict=True))
 
     def on_evaluate(self, kernel: MinibatchKernel, *, burnt_in: bool) -> dict[str, float]:

@@ -181,18 +181,19 @@ class Moves(MCMCKernel):
             shortened = self._clip(
                 group, grads, 2 * bound / eta, by_row=group in self.latents.tables
             )
-        drift = grads
-        torch._foreach_mul_(drift, -0.5 * eta)
         scale = PAPER_NOISE if self.mode == "paper" else math.sqrt(eta * self.heat(group))
         if scale > 0:
-            noise = self._noise(group, values)
+            drift = self._noise(group, values, scale)
             if self.mode == "calibrated":
                 if root is not None:
-                    torch._foreach_mul_(noise, root)
+                    torch._foreach_mul_(drift, root)
                 if speed is not None:
                     rows = speed.sqrt()
-                    noise = [part * rows.view(-1, *[1] * (part.ndim - 1)) for part in noise]
-            torch._foreach_add_(drift, noise, alpha=scale)
+                    drift = [part * rows.view(-1, *[1] * (part.ndim - 1)) for part in drift]
+            torch._foreach_add_(drift, grads, alpha=-0.5 * eta)
+        else:
+            drift = grads
+            torch._foreach_mul_(drift, -0.5 * eta)
         self.advance(group, values, drift, state)
         return shortened, root
 
@@ -206,8 +207,8 @@ class Moves(MCMCKernel):
         network = self.latents.networks.get(group)
         return None if network is None else network.shards
 
-    def _noise(self, group: str, values: list[Tensor]) -> list[Tensor]:
-        """Standard normal numbers shaped like the values, in one draw.
+    def _noise(self, group: str, values: list[Tensor], scale: float) -> list[Tensor]:
+        """Numbers from Normal(0, scale) shaped like the values, in one draw.
 
         Of values that are shared out each process draws the whole, one after the other.
         """
@@ -215,11 +216,13 @@ class Moves(MCMCKernel):
         if shards is not None:
             own = []
             for number, shape in enumerate(shards.shapes):
-                whole = torch.randn(shape, generator=self.generator, device=values[0].device)
+                whole = torch.empty(shape, device=values[0].device)
+                whole.normal_(0, scale, generator=self.generator)
                 own.append(shards.part(number, whole).clone())
             return own
         sizes = [value.numel() for value in values]
-        flat = torch.randn(sum(sizes), generator=self.generator, device=values[0].device)
+        flat = torch.empty(sum(sizes), device=values[0].device)
+        flat.normal_(0, scale, generator=self.generator)
         parts = flat.split_with_sizes(sizes)
         return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
 

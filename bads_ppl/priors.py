@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 import pyro
 import pyro.distributions as dist
 import torch
+import torch.nn.functional as functional
 from torch import Tensor
 
 from bads_ppl.data import Batch
@@ -136,4 +138,11 @@ class SparsityPrior:
             spread = train.total(w)
             own = train.ranks.size * train.ranks.mean(w.sum())
             total = own + rest + (spread - spread.detach())
-        pyro.factor("sparsity", (total - target).square() * (-0.5 / scale**2))
+        squared = functional.mse_loss(total, _constant(target, total.dtype, total.device))
+        pyro.factor("sparsity", squared * (-0.5 / scale**2))
+
+
+@lru_cache(maxsize=8)
+def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number () on a device, built once."""
+    return torch.full((), value, dtype=dtype, device=device)

@@ -45,11 +45,11 @@ class Forward:
 
     Attributes:
         features: (B_t, D) embeddings, detached; None unless the weights need them.
-        outputs: gives train_loss and meta_output.
+        outputs: gives train_loss, meta_output and meta_loss.
     """
 
     features: Tensor | None
-    outputs: Callable[[], tuple[Tensor, Any]]
+    outputs: Callable[[], tuple[Tensor, Any, Tensor | None]]
 
     @property
     def train_loss(self) -> Tensor:
@@ -61,8 +61,13 @@ class Forward:
         """Outputs (B_m, ...) for the meta batch."""
         return self._outputs[1]
 
+    @property
+    def meta_loss(self) -> Tensor | None:
+        """Losses (B_m,) of the meta batch, where they came along with those of the train batch."""
+        return self._outputs[2]
+
     @cached_property
-    def _outputs(self) -> tuple[Tensor, Any]:
+    def _outputs(self) -> tuple[Tensor, Any, Tensor | None]:
         return self.outputs()
 
 
@@ -150,9 +155,9 @@ class Parts:
         if self._embedding_will_do():
             with capture_features(self.network) as kept:
                 network(train.input, embedding_only=True)
-            return Forward(kept[0], lambda: self._pass(network, train, meta, apart)[:2])
-        train_loss, meta_output, features = self._pass(network, train, meta, apart)
-        return Forward(features, lambda: (train_loss, meta_output))
+            return Forward(kept[0], lambda: self._pass(network, train, meta, apart)[0])
+        found, features = self._pass(network, train, meta, apart)
+        return Forward(features, lambda: found)
 
     def _embedding_will_do(self) -> bool:
         alone = self.head is None and getattr(self.network, "embeds_alone", False)
@@ -160,20 +165,26 @@ class Parts:
 
     def _pass(
         self, network: Callable[..., Any], train: Batch, meta: Batch, apart: bool
-    ) -> tuple[Tensor, Any, Tensor | None]:
-        """Losses of the train batch, outputs for the meta batch, and features if needed."""
+    ) -> tuple[tuple[Tensor, Any, Tensor | None], Tensor | None]:
+        """Losses of the train batch, what the network says of the meta batch, and features."""
         count = len(train)
         wanted: AbstractContextManager[list[Tensor]] = nullcontext([])
         if self.weights.needs_features:
             wanted = capture_features(self.network, self.head)
+        meta_loss = None
         with wanted as kept:
             if apart:
                 train_output, meta_output = network(train.input), network(meta.input)
+                train_loss = self.loss(train_output, train.target)
             else:
                 output = network(join(train.input, meta.input))
                 train_output, meta_output = split(output, count)
-        train_loss = self.loss(train_output, train.target)
-        return train_loss, meta_output, kept[0][:count] if kept else None
+                if self.loss is cross_entropy:  # one call for both
+                    losses = self.loss(output, torch.cat((train.target, meta.target)))
+                    train_loss, meta_loss = split(losses, count)
+                else:
+                    train_loss = self.loss(train_output, train.target)
+        return (train_loss, meta_output, meta_loss), kept[0][:count] if kept else None
 
     def weigh(self, w: Tensor, loss: Tensor) -> Tensor:
         """Log of the train term, -rho w l per point (B,), with the impact constants (24), (25).
@@ -186,12 +197,20 @@ class Parts:
         for_w = (w - w.detach()) * loss.detach()
         return -self.impact.train * for_theta - self.impact.weight * for_w
 
-    def observe_meta(self, output: Any, meta: Batch) -> None:
-        """The meta targets observed, in plate "meta" (3)."""
+    def observe_meta(self, output: Any, meta: Batch, loss: Tensor | None = None) -> None:
+        """The meta targets observed, in plate "meta" (3).
+
+        Args:
+            output: the network's outputs (B_m, ...) for the meta batch.
+            meta: the meta batch.
+            loss: its losses (B_m,), if they are known already: `Forward.meta_loss`.
+        """
         impact = self.impact.meta
+        known = None if loss is None else (meta.target, loss)
         scaled: Any = nullcontext() if impact == 1 else poutine.scale(scale=impact)
         with scaled, meta.plate("meta"):
-            pyro.sample("meta_target", observe(self.loss, output, len(meta)), obs=meta.target)
+            seen = observe(self.loss, output, len(meta), known)
+            pyro.sample("meta_target", seen, obs=meta.target)
 
 
 def bind(model: Model, parts: Parts) -> Program:

@@ -15,7 +15,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +92,18 @@ class NetworkSite:
 
     def log_prior(self) -> Tensor:
         """Log p(theta), () with its graph."""
-        terms = [q.log_prob(p) for q, p in zip(self.priors, self.parameters, strict=True)]
-        total = torch.stack([term.sum() for term in terms]).sum()
+        if self.decay is None:
+            terms = [q.log_prob(p) for q, p in zip(self.priors, self.parameters, strict=True)]
+            total = torch.stack([term.sum() for term in terms]).sum()
+        else:  # the same of all parameters at once
+            kind = torch.promote_types(self.parameters[0].dtype, torch.float32)
+            norms = torch.stack(torch._foreach_norm(self.parameters, dtype=kind))
+            pairs = list(zip(self.parameters, self.decay, strict=True))
+            constant = sum(0.5 * p.numel() * math.log(d / (2 * math.pi)) for p, d in pairs)
+            if self.decays_alike:
+                total = constant - 0.5 * self.decay[0] * norms.square().sum()
+            else:
+                total = constant - 0.5 * (norms.square() * norms.new_tensor(self.decay)).sum()
         return total if self.shards is None else self.shards.total(total)
 
     def slopes(self) -> list[Tensor]:
@@ -266,23 +276,33 @@ class PlateSum:
 
 @dataclass
 class RunningMean:
-    """State of a `running_mean`: the last values, or one decayed average."""
+    """State of a `running_mean`: the last values, or one decayed average.
+
+    The share of the next value is in a tensor: it changes while a recorded step stays as it is.
+    """
 
     kind: str
     window: int
     values: Tensor  # (window,) for "simple", (1,) for "exponential"
     count: int = 0
     pending: Tensor | None = None
+    share: Tensor = field(init=False)  # () of the next value in a decayed average
+    _filled: float = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        self.share = self.values.new_zeros(())
 
     def mean(self) -> Tensor:
         if self.kind == "exponential":
             return self.values[0]
         return self.values[: min(self.count, self.window)].mean()
 
-    @property
-    def share(self) -> float:
-        """Of the next value in a decayed average, which is a plain one at first."""
-        return max(1 / self.window, 1 / (self.count + 1))
+    def prepare(self) -> None:
+        """Before a step: what it depends on beside its constants."""
+        share = max(1 / self.window, 1 / (self.count + 1))  # a plain average at first
+        if share != self._filled:
+            self.share.fill_(share)
+            self._filled = share
 
     @property
     def place(self) -> int:
@@ -293,7 +313,7 @@ class RunningMean:
     def constants(self) -> tuple[float, ...]:
         """What `mean` and `commit` depend on beside tensors."""
         if self.kind == "exponential":
-            return (min(self.count, 1), self.share)
+            return (min(self.count, 1),)
         return (min(self.count, self.window), self.place)
 
     def commit(self) -> bool:

@@ -18,6 +18,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import SigmoidTransform, biject_to
 
+from bads_ppl.data import Batch
 from bads_ppl.errors import InputError
 from bads_ppl.ranks import ALONE, Ranks
 from bads_ppl.sites import (
@@ -99,11 +100,28 @@ class _Root(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, seeds: list[Tensor], *log_probs: Tensor) -> Tensor:
         ctx.seeds = seeds
-        return log_probs[0].new_zeros(())
+        return log_probs[0].new_empty(())
 
     @staticmethod
     def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, ...]:
         return (None, *ctx.seeds)
+
+
+class _PlateTotal(torch.autograd.Function):
+    """A total that is known, with the derivative of `Batch.total` in the batch's values (B,)."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, total: Tensor, batch: Batch) -> Tensor:
+        ctx.batch = batch
+        return total.to(value.dtype, copy=True)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        batch = ctx.batch
+        slope = grad * (batch.size / len(batch))
+        if batch.importance is not None:
+            return slope * batch.importance, None, None
+        return slope.expand(len(batch)), None, None
 
 
 class Seeds:
@@ -317,7 +335,7 @@ class Evaluate(Messenger):
     def _log_density(self, name: str, fn: Any, value: Tensor) -> Tensor:
         """Log p(x) + T log|dx/du| (T: the group's): p(x)^(1/T) is the target on the scale of x.
 
-        A distribution on (0, 1) may know this sum as a function of the logit and T.
+        A distribution on (0, 1) may know this sum as a function of the logit, its sigmoid and T.
         """
         temperature = self.latents.temperature.get(name, 1.0)
         table = self.latents.tables.get(name)
@@ -325,7 +343,7 @@ class Evaluate(Messenger):
         unconstrained = table.rows if table is not None else site.value
         fused = getattr(fn, "log_density_of_logit", None)
         if fused is not None and isinstance(site.transform, SigmoidTransform):
-            density: Tensor = fused(unconstrained, temperature)
+            density: Tensor = fused(unconstrained, value, temperature)
             return density
         log_prob: Tensor = fn.log_prob(value)
         if temperature == 0:
@@ -337,12 +355,12 @@ class Evaluate(Messenger):
         value, batch = msg["args"]
         state = self.latents.sums[msg["name"]]
         if state.table is not None:
-            remembered = value.detach()
+            msg["value"] = _PlateTotal.apply(value, state.total, batch)
         else:
             assert state.memory is not None
             remembered = state.memory[batch.index]
             state.pending = (batch.whole.index, batch.ranks.gather(value.detach()))
-        msg["value"] = state.total.to(value.dtype) + batch.total(value - remembered)
+            msg["value"] = state.total.to(value.dtype) + batch.total(value - remembered)
         msg["done"] = True
 
     def _pyro_steps_taken(self, msg: Any) -> None:

@@ -60,14 +60,30 @@ class _Beta(dist.Beta):
         made.a, made.b, made.log_normaliser = self.a, self.b, self.log_normaliser
         return made
 
-    def log_density_of_logit(self, logit: Tensor, temperature: float) -> Tensor:
-        """Log p(w) + T log|dw/du| (B,) at w = sigmoid(u), u the logit (B,).
+    def log_density_of_logit(self, logit: Tensor, w: Tensor, temperature: float) -> Tensor:
+        """Log p(w) + T log|dw/du| (B,) at w = sigmoid(u), u the logit (B,); w is in (0, 1).
 
-        It is (a - 1 + T) log w + (b - 1 + T) log(1 - w), where log(1 - w) = log w - u.
+        Its derivative is taken in u alone, that of w is left out.
         """
         a, b = self.a - 1 + temperature, self.b - 1 + temperature
-        log_w = functional.logsigmoid(logit)
-        return torch.sub((a + b) * log_w, logit, alpha=b) - self.log_normaliser
+        density: Tensor = _LogDensityOfLogit.apply(logit, w, a, b)
+        return density - self.log_normaliser
+
+
+class _LogDensityOfLogit(torch.autograd.Function):
+    """a log w + b log(1 - w) at w = sigmoid(u), where log(1 - w) = log w - u."""
+
+    @staticmethod
+    def forward(ctx: Any, logit: Tensor, w: Tensor, a: float, b: float) -> Tensor:
+        ctx.save_for_backward(w)
+        ctx.exponents = a, b
+        return torch.sub((a + b) * w.log(), logit, alpha=b)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (w,) = ctx.saved_tensors
+        a, b = ctx.exponents
+        return grad * torch.rsub(w, a, alpha=a + b), None, None, None
 
 
 @lru_cache(maxsize=8)

@@ -39,24 +39,27 @@ def available_cores() -> int:
 
 
 def choose_workers(workers: int | None, chains: int, device: torch.device) -> int:
-    """Processes to run chains in; 1 runs them one after the other in this process.
+    """How many chains run at a time: on CUDA in turns in this process, else in processes.
 
     Args:
-        workers: as asked for; None: one per core, but 1 where that would leave cores idle that
-            a single chain can use (fewer chains than half the cores), or forking is not safe.
+        workers: as asked for; None: on CUDA all, else one per core, but 1 where that would leave
+            cores idle that a single chain can use (fewer chains than half the cores), or forking is
+            not safe.
         chains: number of chains.
         device: where the chains run.
 
     Raises:
         InputError: if several workers are asked for where processes cannot be forked.
     """
+    if workers is not None and workers < 1:
+        raise InputError(f"workers must be at least 1, got {workers}")
+    if device.type == "cuda":
+        return chains if workers is None else min(workers, chains)
     accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
     safe = sys.platform == "linux" and device.type == "cpu" and not accelerator
     if workers is None:
         cores = available_cores()
         return min(chains, cores) if safe and 2 * chains > cores else 1
-    if workers < 1:
-        raise InputError(f"workers must be at least 1, got {workers}")
     if workers > 1 and not safe:
         raise InputError(
             f"workers must be 1 on device {device.type} of this machine, got {workers}: chains "

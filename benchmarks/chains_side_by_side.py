@@ -1,9 +1,9 @@
 """What four chains cost beside four single ones: `python -m benchmarks.chains_side_by_side`.
 
 LeNet5 on 5,000 made-up images, default model and sampler, 100 + 50 rows a step. A round runs one
-chain alone, four one after the other, and four in one process per core; the ratios are to the
-round's single chain (4 would be no gain). Diagnostics are left out. On an accelerator chains run
-one after the other, and the last arm is left out.
+chain alone, four one after the other, and four at a time: in one process per core, or on CUDA in
+turns in one process; the ratios are to the round's single chain (4 would be no gain). What a draw
+and an evaluation look at is part of it; a chain's diagnostics are left out.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def images(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(count, 1, 28, 28, generator=generator) + target[:, None, None, None], target
 
 
-def seconds(train: Data, meta: Data, chains: int, workers: int, steps: int) -> float:
+def seconds(train: Data, meta: Data, chains: int, workers: int, plan: Plan) -> float:
     device = train.device
     prior = SparsityPrior(0.05)
 
@@ -58,7 +58,7 @@ def seconds(train: Data, meta: Data, chains: int, workers: int, steps: int) -> f
             build,
             train,
             meta,
-            plan=Plan(steps),
+            plan=plan,
             folder=Path(folder),
             chains=chains,
             seed=0,
@@ -72,23 +72,27 @@ def seconds(train: Data, meta: Data, chains: int, workers: int, steps: int) -> f
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=300, help="of each chain")
+    parser.add_argument("--thinning", type=int, default=10, help="steps between draws")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     device = resolve_device(options.device)
     train = Data(*images(5000, 0)).to(device)
     meta = Data(*images(100, 1), name="meta").to(device)
+    plan = Plan(options.steps, thinning=options.thinning)
     cores = min(4, len(os.sched_getaffinity(0)))
     arms = {"one after the other": 1}
-    if device.type == "cpu" and cores > 1:
+    if device.type == "cuda":
+        arms["in turns"] = 4
+    elif device.type == "cpu" and cores > 1:
         arms[f"{cores} processes"] = cores
-    seconds(train, meta, 1, 1, 30)  # warm-up
+    seconds(train, meta, 1, 1, Plan(30))  # warm-up
     ratios: dict[str, list[float]] = {name: [] for name in arms}
     alone: list[float] = []
     for _ in range(options.rounds):
-        alone.append(seconds(train, meta, 1, 1, options.steps))
+        alone.append(seconds(train, meta, 1, 1, plan))
         for name, workers in arms.items():
-            found = seconds(train, meta, 4, workers, options.steps)
+            found = seconds(train, meta, 4, workers, plan)
             ratios[name].append(found / alone[-1])
     per_step = 1000 * statistics.median(alone) / options.steps
     print(f"One chain: {per_step:.1f} ms per step ({torch.get_num_threads()} threads, {device})\n")

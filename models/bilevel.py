@@ -83,7 +83,7 @@ def bilevel(
     if prior is not None:
         prior.factor(w, train)
     if lower_meta:
-        parts.observe_meta(forward.meta_output, meta)
+        parts.observe_meta(forward.meta_output, meta, forward.meta_loss)
 
 
 def hypergradient(

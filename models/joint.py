@@ -28,4 +28,4 @@ def joint(train: Batch, meta: Batch, parts: Parts, *, prior: TotalPrior | None =
     prior = prior if prior is not None else parts.sparsity
     if prior is not None:
         prior.factor(w, train)
-    parts.observe_meta(forward.meta_output, meta)
+    parts.observe_meta(forward.meta_output, meta, forward.meta_loss)

@@ -103,7 +103,7 @@ def normalised(
         pyro.factor("gain", parts.impact.weight * (w - fixed) * gain)  # to w
     if prior is not None:
         prior.factor(w, train)
-    parts.observe_meta(forward.meta_output, meta)
+    parts.observe_meta(forward.meta_output, meta, forward.meta_loss)
 
 
 def _scaled_loss(loss: Tensor, train: Batch) -> Tensor:

@@ -111,7 +111,7 @@ def selective(
         if loss_of == "learner":
             loss = parts.loss(learner(kept.input), kept.target)
             pyro.factor("learner_loss", -parts.impact.train * loss)
-    parts.observe_meta(forward.meta_output, meta)
+    parts.observe_meta(forward.meta_output, meta, forward.meta_loss)
 
 
 def choose(score: Tensor, count: int, temperature: float | None = None) -> Tensor:

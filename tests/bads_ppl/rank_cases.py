@@ -113,10 +113,11 @@ def conversations(size: int, name: str) -> Data:
 class ByParameter(SGLD):
     """Draws the noise of theta parameter by parameter, as it is drawn where theta is sharded."""
 
-    def _noise(self, group: str, values: list[Tensor]) -> list[Tensor]:
+    def _noise(self, group: str, values: list[Tensor], scale: float) -> list[Tensor]:
         if group != "theta" or self.shards(group) is not None:
-            return super()._noise(group, values)
-        return [torch.randn(value.shape, generator=self.generator) for value in values]
+            return super()._noise(group, values, scale)
+        draws = [torch.empty(value.shape) for value in values]
+        return [draw.normal_(0, scale, generator=self.generator) for draw in draws]
 
 
 class PreconditionedByParameter(ByParameter, PreconditionedSGLD):

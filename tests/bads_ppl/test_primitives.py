@@ -138,6 +138,7 @@ def test_running_mean_under_sgld_is_of_the_steps_before(kind):
     given.clear()
 
     def step():
+        made.latents.prepare_step()
         made.latents._evaluate(train.full(), meta.full())
         made.latents.count_step(made.latents.commit_means())
 

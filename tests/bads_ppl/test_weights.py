@@ -131,10 +131,10 @@ def test_the_density_of_a_logit_is_that_of_the_weight_and_the_jacobian(
     found, gradients = [], []
     for fused in (True, False):
         logit = torch.linspace(-8, 8, 8, dtype=torch.float64).requires_grad_()
+        w = torch.sigmoid(logit)
         if fused:
-            density = prior.log_density_of_logit(logit, temperature)
+            density = prior.log_density_of_logit(logit, w, temperature)
         else:
-            w = torch.sigmoid(logit)
             density = plain.log_prob(w) + temperature * (w.log() + torch.log1p(-w))
         gradients.append(torch.autograd.grad(density @ torch.arange(8.0).double(), logit)[0])
         found.append(density.detach())

@@ -58,10 +58,17 @@ def test_there_is_a_core_at_least():
 def test_workers_that_cannot_be_are_refused(monkeypatch):
     with pytest.raises(InputError, match="workers must be at least 1, got 0"):
         choose_workers(0, 4, CPU)
+    with pytest.raises(InputError, match="workers must be 1 on device mps"):
+        choose_workers(2, 4, torch.device("mps"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert choose_workers(None, 4, CPU) == 1
-    with pytest.raises(InputError, match="workers must be 1 on device cuda"):
-        choose_workers(2, 4, torch.device("cuda"))
+    with pytest.raises(InputError, match="workers must be 1 on device cpu of this machine"):
+        choose_workers(2, 4, CPU)
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, 4), (1, 1), (3, 3), (8, 4)])
+def test_all_chains_take_turns_on_a_gpu_unless_asked(asked, expected):
+    assert choose_workers(asked, 4, torch.device("cuda")) == expected
 
 
 @forks

@@ -1,0 +1,206 @@
+"""Chains in turns: each is what it would be alone, and no failure or interrupt is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bads_ppl import chains as chains_module
+from bads_ppl.chains import Stopped, run_chains
+from bads_ppl.data import Data
+from bads_ppl.errors import Diverged
+from bads_ppl.kernel import MinibatchKernel
+from bads_ppl.losses import cross_entropy
+from bads_ppl.monitors import ThetaMonitor
+from bads_ppl.plan import Plan
+from bads_ppl.priors import SparsityPrior
+from bads_ppl.program import Parts, bind
+from bads_ppl.sgld import SGLD
+from bads_ppl.turns import TURN, in_turns
+from bads_ppl.weights import InstanceWeights
+from models import joint
+
+CPU = torch.device("cpu")
+
+
+def nothing():
+    raise AssertionError("nobody asked to stop")
+
+
+def walker(number, steps, seen, light=True):
+    """A chain that says when it steps, and draws from torch's global generator."""
+    torch.manual_seed(number)
+    drawn = []
+    for step in range(steps):
+        drawn.append(float(torch.rand(())))
+        seen.append((number, step))
+        yield light
+    return drawn
+
+
+def alone(number, steps):
+    generator = torch.Generator().manual_seed(number)
+    return [float(torch.rand((), generator=generator)) for _ in range(steps)]
+
+
+def walk(most, lengths, **options):
+    seen = []
+    made = [partial(walker, k, steps, seen, **options) for k, steps in enumerate(lengths)]
+    return in_turns(made, most, CPU, nothing), [number for number, _ in seen]
+
+
+def test_every_chain_has_its_own_global_generator_and_the_callers_stays():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    results, order = walk(3, [5 * TURN, TURN, 2 * TURN + 3])
+    assert results == [alone(0, 5 * TURN), alone(1, TURN), alone(2, 2 * TURN + 3)]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert order != sorted(order)
+
+
+def test_turns_go_round():
+    _, order = walk(2, [3 * TURN, 3 * TURN])
+    assert order == [k for k in (0, 0, 1, 0, 1, 1) for _ in range(TURN)]
+
+
+def test_no_more_chains_than_asked_run_at_a_time():
+    _, order = walk(2, [3 * TURN] * 4)
+    first = [order.index(k) for k in range(4)]
+    last = [len(order) - order[::-1].index(k) for k in range(4)]
+    together = [
+        sum(a <= moment < b for a, b in zip(first, last, strict=True))
+        for moment in range(len(order))
+    ]
+    assert max(together) == 2
+    _, order = walk(1, [3 * TURN] * 3)
+    assert order == sorted(order)
+
+
+def test_chains_that_others_would_hold_up_run_one_after_the_other():
+    _, order = walk(3, [3 * TURN] * 3, light=False)
+    assert order == sorted(order)
+
+
+def failing(error):
+    yield True
+    raise error
+
+
+def stoppable(stopped, number):
+    while not stopped:
+        yield True
+    stopped.append(number)
+    raise Stopped(signal.SIGTERM)
+
+
+def test_the_first_error_is_raised_once_the_others_have_stopped():
+    stopped, started = [], []
+    chains = [
+        partial(stoppable, stopped, 0),
+        partial(failing, Diverged("not finite")),
+        lambda: started.append(2),
+    ]
+    with pytest.raises(Diverged, match="not finite"):
+        in_turns(chains, 2, CPU, lambda: stopped.append("asked"))
+    assert stopped == ["asked", 0] and not started
+
+
+def test_an_interrupt_closes_all_chains_and_waits_for_none():
+    closed = []
+
+    def endless(number):
+        try:
+            while True:
+                yield True
+        finally:
+            closed.append(number)
+
+    chains = [partial(endless, 0), partial(failing, KeyboardInterrupt())]
+    before = torch.get_rng_state()
+    with pytest.raises(KeyboardInterrupt):
+        in_turns(chains, 2, CPU, nothing)
+    assert closed == [0]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# whole chains
+
+
+def run(folder, device="cpu", stop_at=None, chains=3, **options):
+    g = torch.Generator().manual_seed(1)
+    x, mx = torch.randn(24, 2, generator=g), torch.randn(8, 2, generator=g)
+    train = Data(x, (x[:, 0] > 0).long()).to(device)
+    meta = Data(mx, (mx[:, 0] > 0).long(), name="meta").to(device)
+
+    class Watch(ThetaMonitor):
+        def on_evaluate(self, kernel, *, burnt_in):
+            if kernel.steps == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return {}
+
+    def make(chain, generator):
+        network = nn.Sequential(nn.Linear(2, 6), nn.Dropout(0.3), nn.Linear(6, 2)).to(device)
+        parts = Parts(network, InstanceWeights(), SparsityPrior(0.25, scale=2.0))
+        kernel = SGLD(
+            bind(joint, parts),
+            step_size=0.01,
+            generator=generator,
+            train_batch=5,
+            meta_batch=3,
+            minibatches="importance",
+        )
+        return kernel, Watch(network, cross_entropy, train, meta)
+
+    plan = Plan(50, burn_in=20, thinning=3, evaluate_every=7)
+    return run_chains(make, train, meta, plan=plan, folder=folder, chains=chains, **options)
+
+
+@pytest.fixture
+def turns(monkeypatch):
+    """Chains take turns on the CPU, too."""
+
+    def three(made, most, device, stop):
+        return in_turns(made, 3, device, stop)
+
+    monkeypatch.setattr(chains_module, "in_turns", three)
+    monkeypatch.setattr(MinibatchKernel, "recorded", True)
+
+
+def same(first, second):
+    for one, other in zip(first, second, strict=True):
+        assert np.array_equal(one.draws.w, other.draws.w)
+        assert one.metrics == other.metrics
+        for name, values in other.draws.values.items():
+            assert np.array_equal(one.draws.values[name], values)
+
+
+def test_chains_in_turns_are_those_that_run_one_after_the_other(tmp_path, request):
+    plain = run(tmp_path / "plain")
+    request.getfixturevalue("turns")
+    same(run(tmp_path / "turns"), plain)
+
+
+def test_chains_in_turns_stop_together_and_resume(tmp_path, request):
+    plain = run(tmp_path / "plain")
+    request.getfixturevalue("turns")
+    with pytest.raises(Stopped):
+        run(tmp_path / "turns", stop_at=35)
+    saved = sorted(path.parent.name for path in (tmp_path / "turns").glob("*/checkpoint*"))
+    assert saved == ["chain-0", "chain-1", "chain-2"]
+    same(run(tmp_path / "turns", resume=True), plain)
+
+
+@pytest.mark.gpu
+def test_chains_that_run_together_on_a_gpu_are_those_that_run_alone(tmp_path):
+    plain = run(tmp_path / "plain", "cuda", workers=1)
+    together = run(tmp_path / "together", "cuda")
+    for one, other in zip(together, plain, strict=True):
+        np.testing.assert_allclose(one.draws.w, other.draws.w, rtol=1e-4, atol=1e-6)
+        for name, values in other.draws.values.items():
+            np.testing.assert_allclose(one.draws.values[name], values, rtol=1e-3, atol=1e-5)
