@@ -40,7 +40,7 @@ from bads_ppl.program import Impact
 from bads_ppl.ranks import ALONE, Ranks
 from bads_ppl.shards import together
 from bads_ppl.snapshots import drop_snapshots, save_snapshot
-from bads_ppl.turns import Steps, in_turns
+from bads_ppl.turns import After, Steps, in_turns
 from bads_ppl.verdict import collapsed
 from bads_ppl.workers import Report, choose_workers, run_side_by_side
 
@@ -331,7 +331,7 @@ class _Runner:
         draws = read_draws(folder, state.draws)
         return ChainResult(draws, kernel, monitor, state.metrics, state.seconds)
 
-    def _loop(self, chain: int, state: _ChainState, writer: DrawWriter | None) -> Iterator[bool]:
+    def _loop(self, chain: int, state: _ChainState, writer: DrawWriter | None) -> Iterator[After]:
         kernel, monitor, plan, draws = state.kernel, state.monitor, self.plan, state.draws
         start, saved = time.monotonic() - state.seconds, time.monotonic()
         draw_at = set(plan.draw_steps(kernel.draws_at))
@@ -341,6 +341,10 @@ class _Runner:
             kernel.step()
             step, last = kernel.steps, kernel.steps == plan.steps
             burnt_in = step > plan.first
+            evaluated = step % plan.evaluation_steps == 0 or last
+            checked = step % plan.check_every == 0 or last
+            waits = step in draw_at or evaluated or checked
+            yield After.ALONE if not kernel.recorded else After.WAIT if waits else After.MORE
             if step in draw_at:
                 w = self.weights(kernel).detach().cpu().numpy()
                 values = monitor.on_draw(kernel) | {"step": float(step)}
@@ -350,11 +354,11 @@ class _Runner:
                 if draws in snapshots and (writer is not None or kernel.sharded):
                     target = None if writer is None else writer.folder
                     save_snapshot(target, draws, kernel.latents.networks)
-            if step % plan.evaluation_steps == 0 or last:
+            if evaluated:
                 row = kernel.report() | monitor.on_evaluate(kernel, burnt_in=burnt_in)
                 state.metrics.append({"chain": chain, "step": step, **row})
                 warned = warned or self._warn_of_collapse(chain, kernel)
-            if step % plan.check_every == 0 or last:
+            if checked:
                 kernel.check_finite()
                 report = {} if self.show is None and self.ranks.alone else kernel.report()
                 if self.show is not None:
@@ -372,7 +376,6 @@ class _Runner:
                     state.save(write=writer is not None)
             if signum:
                 raise Stopped(signum)
-            yield kernel.recorded
 
     def _warn_of_collapse(self, chain: int, kernel: MinibatchKernel) -> bool:
         """Whether all weights are at one end; says so, as they seldom return (trap 3).

@@ -2,8 +2,9 @@
 
 A step of a small network leaves most of a GPU idle, and steps that are recorded as CUDA graphs
 leave most of the host idle: launched on streams of their own, the steps of several chains run at
-the same time. A turn is some steps of one chain, whose host never waits for the device between
-them. Chains that are not recorded gain nothing and run one after the other.
+the same time. A turn is some steps of one chain, up to where the host would wait for the device: it
+waits in the next turn, when the others have steps to go on with. Chains that are not recorded gain
+nothing and run one after the other.
 """
 
 from __future__ import annotations
@@ -11,17 +12,27 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Generic, TypeVar
 
 import torch
 
 T = TypeVar("T")
 
-Steps = Generator[bool, None, T]
-"""A chain: yields after each step whether another one beside it would pay, returns a result."""
+
+class After(Enum):
+    """What comes after a step of a chain."""
+
+    ALONE = "steps that are not recorded: another chain beside it gains nothing"
+    MORE = "steps that are launched without waiting for the device"
+    WAIT = "the host waits for the device"
+
+
+Steps = Generator[After, None, T]
+"""A chain: yields after each step, and returns a result."""
 
 TURN = 16
-"""Steps of a turn: more than a device runs while the host sees to another chain's draw."""
+"""Steps of a turn at most: some that a device runs while the host sees to another chain's draw."""
 
 
 class Globals:
@@ -75,7 +86,7 @@ class _Running(Generic[T]):
     number: int
     steps: Steps[T]
     own: Globals
-    light: bool = False  # whether another chain beside it would pay
+    after: After = After.ALONE
 
 
 def in_turns(
@@ -111,7 +122,9 @@ def in_turns(
                 try:
                     with one.own.in_place():
                         for _ in range(TURN):
-                            one.light = next(one.steps)
+                            one.after = next(one.steps)
+                            if one.after is After.WAIT:
+                                break
                 except StopIteration as end:
                     results[one.number] = end.value
                 except Exception as error:  # noqa: BLE001 - raised when the others have stopped
@@ -133,7 +146,7 @@ def in_turns(
 def _next_may_start(running: Sequence[_Running[Any]], most: int, device: torch.device) -> bool:
     if not running:
         return True
-    if len(running) >= most or not all(one.light for one in running):
+    if len(running) >= most or any(one.after is After.ALONE for one in running):
         return False
     if device.type != "cuda":
         return True

@@ -22,7 +22,7 @@ from bads_ppl.plan import Plan
 from bads_ppl.priors import SparsityPrior
 from bads_ppl.program import Parts, bind
 from bads_ppl.sgld import SGLD
-from bads_ppl.turns import TURN, in_turns
+from bads_ppl.turns import TURN, After, in_turns
 from bads_ppl.weights import InstanceWeights
 from models import joint
 
@@ -33,14 +33,14 @@ def nothing():
     raise AssertionError("nobody asked to stop")
 
 
-def walker(number, steps, seen, light=True):
+def walker(number, steps, seen, after=lambda step: After.MORE):
     """A chain that says when it steps, and draws from torch's global generator."""
     torch.manual_seed(number)
     drawn = []
     for step in range(steps):
         drawn.append(float(torch.rand(())))
         seen.append((number, step))
-        yield light
+        yield after(step)
     return drawn
 
 
@@ -83,18 +83,26 @@ def test_no_more_chains_than_asked_run_at_a_time():
 
 
 def test_chains_that_others_would_hold_up_run_one_after_the_other():
-    _, order = walk(3, [3 * TURN] * 3, light=False)
+    _, order = walk(3, [3 * TURN] * 3, after=lambda step: After.ALONE)
     assert order == sorted(order)
 
 
+def test_a_turn_ends_where_the_host_would_wait():
+    def after(step):
+        return After.WAIT if step % 5 == 4 else After.MORE
+
+    _, order = walk(2, [20, 10], after=after)
+    assert order == [k for k in (0, 0, 1, 0, 1, 0) for _ in range(5)]
+
+
 def failing(error):
-    yield True
+    yield After.MORE
     raise error
 
 
 def stoppable(stopped, number):
     while not stopped:
-        yield True
+        yield After.MORE
     stopped.append(number)
     raise Stopped(signal.SIGTERM)
 
@@ -117,7 +125,7 @@ def test_an_interrupt_closes_all_chains_and_waits_for_none():
     def endless(number):
         try:
             while True:
-                yield True
+                yield After.MORE
         finally:
             closed.append(number)
 
