@@ -110,7 +110,7 @@ def select(
         device: auto, cpu, cuda or mps.
         run_dir: folder for draws and checkpoints; default a temporary one.
         resume: continue the run in `run_dir`.
-        workers: chains at a time, see `run_chains`; default: one per core on a CPU.
+        workers: chains at a time, see `run_chains`; default: on a CPU one per core, on CUDA all.
         cuda_graph: record steps on CUDA and replay them, see `MinibatchKernel`; default: where it
             is possible; False: never, for a network that draws from other generators than torch's
             or keeps numbers of its own.
