@@ -13,6 +13,7 @@ from matplotlib.ticker import NullLocator
 from bads_ppl import plots
 from inference.arms import Arm, Estimate, bounds
 from inference.report_figures import draw_scores, legend_below, over_steps
+from inference.reproduce.cases import METHODS
 from inference.reproduce.cost import PLAIN
 from inference.reproduce.results import Costs, Results, groups
 from inference.reproduce.settings import ACCURACY
@@ -120,11 +121,12 @@ def ends(results: Results) -> Figure:
         columns=max(1, len(settings)),
         size=(3.6, 3.4),
     )
+    names = [name for name in METHODS if name in {key.method for key in results.arms}]
     for axes, (score, setting) in zip(panels, drawn, strict=False):
         arms = results.of(setting.name)
         limits = bounds(score.name)
         found = {key.method: arm.estimate(score.final, limits) for key, arm in arms.items()}
-        _dots(axes, found, score.scale)
+        _dots(axes, names, found, score.scale)
         axes.set_xlabel(score.unit.strip() or score.title)
     return figure
 
@@ -135,9 +137,10 @@ def sources(results: Results) -> Figure:
     figure, panels = plots.panels(
         _titles(results) or [NOTHING], "", columns=max(1, len(arms)), size=(3.6, 2.6)
     )
+    names = list(dict.fromkeys(name for arm in arms.values() for name in groups(arm)))
     for axes, arm in zip(panels, arms.values(), strict=False):
         found = {name: arm.estimate(f"groups.{name}.mean_weight", (0, 1)) for name in groups(arm)}
-        _dots(axes, found)
+        _dots(axes, names, found)
         axes.set_xlabel("mean weight")
         axes.set_xlim(
             0, 1.1 * max(one.high if one.has_interval else one.mean for one in found.values())
@@ -145,17 +148,28 @@ def sources(results: Results) -> Figure:
     return figure
 
 
-def _dots(axes: Axes, found: Mapping[str, Estimate], scale: float = 1.0) -> None:
-    """A line per name, the first on top: mean and, where there is one, interval."""
-    for row, one in enumerate(found.values()):
+def _dots(
+    axes: Axes, names: Sequence[str], found: Mapping[str, Estimate], scale: float = 1.0
+) -> None:
+    """A line per name: mean and, where there are any, interval; nothing where nothing was found.
+
+    Axes side by side share their lines, so they must have the same `names`.
+    """
+    for name, one in found.items():
+        row = names.index(name)
         if one.has_interval:
             ends = [scale * one.low, scale * one.high]
             axes.plot(ends, [row, row], color=plots.HIGH[1], linewidth=5)
         axes.plot([scale * one.mean], [row], "o", color=plots.HIGH[0])
-    axes.set_yticks(range(len(found)), list(found))
-    axes.set_ylim(len(found) - 0.5, -0.5)
+    _rows(axes, names)
     axes.margins(x=0.15)
     axes.xaxis.set_major_formatter("{x:g}")
+
+
+def _rows(axes: Axes, names: Sequence[str]) -> None:
+    """A line per name, the first on top."""
+    axes.set_yticks(range(len(names)), list(names))
+    axes.set_ylim(len(names) - 0.5, -0.5)
 
 
 def costs(results: Results) -> Figure:
@@ -167,11 +181,13 @@ def costs(results: Results) -> Figure:
         for what in ("time", "peak memory")
     ]
     figure, panels = plots.panels(titles or [NOTHING], "", columns=2, size=(5.2, 3.6))
+    names = list(dict.fromkeys(name for found in measured.values() for name in _time(found)))
     for k, (axes, found) in enumerate(
         zip(panels, [one for one in measured.values() for _ in range(2)], strict=False)
     ):
         values = _memory(found) if k % 2 else _time(found)
-        for row, ratios in enumerate(values.values()):
+        for name, ratios in values.items():
+            row = names.index(name)
             middle = sorted(ratios)[len(ratios) // 2]
             axes.plot([min(ratios), max(ratios)], [row, row], color=plots.HIGH[1], linewidth=5)
             axes.plot([middle], [row], "o", color=plots.HIGH[0])
@@ -183,8 +199,7 @@ def costs(results: Results) -> Figure:
                 va="center",
             )
         axes.axvline(1.0, color=plots.LOW[0], linewidth=1)
-        axes.set_yticks(range(len(values)), list(values))
-        axes.set_ylim(len(values) - 0.5, -0.5)
+        _rows(axes, names)
         axes.set_xlim(0, 1.2 * max([1.0, *(max(ratios) for ratios in values.values())]))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("times plain training")

@@ -1,12 +1,14 @@
 """What targets declare fits together: options that compose, and claims about what is run."""
 
+import math
+
 import pytest
 
 from inference.reproduce import figures
 from inference.reproduce.cases import METHODS, Key, Method, every_method
 from inference.reproduce.jobs import Place
 from inference.reproduce.results import Costs, Results
-from inference.reproduce.settings import SIZES, SOURCES, llm, mnist
+from inference.reproduce.settings import SIZES, SOURCES, cifar10, llm, mnist
 from inference.reproduce.tables import at_the_end
 from inference.reproduce.targets import TARGETS
 from inference.run import compose_run
@@ -114,6 +116,49 @@ def test_scores_at_the_end_are_drawn_by_benchmark_and_score(tuned):
         bars = [line.get_xdata() for line in one.lines if len(line.get_xdata()) == 2]
         half = 4.303 * (5 if means == (40, 25) else 10) / 3**0.5
         assert bars[0] == pytest.approx([means[0] - half, min(100, means[0] + half)], abs=0.01)
+
+
+def test_axes_that_share_their_lines_show_each_method_on_its_own(tuned):
+    """Runs that are there already come first, which differs by setting; others are missing."""
+    key = next(key for key in tuned.arms if key.setting == "llm-arc_easy" and key.method == "bads")
+    tuned.arms[key] = tuned.arms.pop(key)
+    del tuned.arms[key._replace(setting="llm-mmlu", method="mixing")]
+    easy, mmlu, *_ = figures.ends(tuned).axes
+    labels = [label.get_text() for label in easy.get_yticklabels()]
+    dots = [
+        {
+            labels[round(line.get_ydata()[0])]: line.get_xdata()[0]
+            for line in axes.lines
+            if len(line.get_xdata()) == 1
+        }
+        for axes in (easy, mmlu)
+    ]
+    assert dots == [pytest.approx({"bads": 40, "mixing": 25}), pytest.approx({"bads": 40})]
+
+
+def test_time_and_memory_show_each_method_on_its_own_line():
+    seconds = {"plain": [1.0], "bads": [2.0], "blo": [3.0]}
+    peaks = {"plain": 1.0, "bads": math.nan, "blo": 5.0}
+    fewer = {"plain": [1.0], "blo": [4.0]}
+    made = Results(
+        "small",
+        settings={one.name: one for one in (mnist(25), cifar10(0.5))},
+        costs={
+            mnist(25).name: Costs(seconds, peaks, 100, {}, "cpu"),
+            cifar10(0.5).name: Costs(fewer, {"plain": 1.0, "blo": 6.0}, 100, {}, "cpu"),
+        },
+    )
+    axes = figures.costs(made).axes
+    labels = [label.get_text() for label in axes[0].get_yticklabels()]
+    found = [
+        {
+            labels[round(line.get_ydata()[0])]: line.get_xdata()[0]
+            for line in one.lines
+            if len(line.get_xdata()) == 1
+        }
+        for one in axes
+    ]
+    assert found == [{"bads": 2, "blo": 3}, {"blo": 5}, {"blo": 4}, {"blo": 6}]
 
 
 def test_numbers_of_the_network_kept_stand_in_one_column_a_score(tuned):
