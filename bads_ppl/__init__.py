@@ -4,10 +4,10 @@
 (`SGLD`), chains (`run_chains`), and a `Selection` from their draws.
 """
 
-from bads_ppl.chains import Stopped, run_chains
+from bads_ppl.chains import run_chains
 from bads_ppl.cyclical import CyclicalSGLD
 from bads_ppl.data import Batch, Data
-from bads_ppl.errors import Diverged, InputError
+from bads_ppl.errors import Diverged, InputError, Stopped
 from bads_ppl.losses import cross_entropy
 from bads_ppl.plan import Plan
 from bads_ppl.preconditioned import PreconditionedSGLD

@@ -32,7 +32,7 @@ from bads_ppl.atomic import atomic_path
 from bads_ppl.checkpoint import load_checkpoint, save_checkpoint
 from bads_ppl.data import Data, spaced
 from bads_ppl.draws import ChainDraws, DrawWriter, read_draws
-from bads_ppl.errors import InputError
+from bads_ppl.errors import InputError, Stopped
 from bads_ppl.kernel import MinibatchKernel
 from bads_ppl.monitors import Monitor
 from bads_ppl.plan import Plan
@@ -50,17 +50,6 @@ TABLES = ("memory", "disk")
 """Where local latents may be held."""
 
 CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
-
-
-class Stopped(Exception):
-    """A signal ended the run after a checkpoint. `signum` is the signal's number."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(
-            f"stopped by {signal.Signals(signum).name} with a checkpoint: run again with "
-            "resume=true to continue"
-        )
-        self.signum = signum
 
 
 @dataclass(frozen=True)
@@ -344,7 +333,9 @@ class _Runner:
             evaluated = step % plan.evaluation_steps == 0 or last
             checked = step % plan.check_every == 0 or last
             waits = step in draw_at or evaluated or checked
+            paused = time.monotonic()
             yield After.ALONE if not kernel.recorded else After.WAIT if waits else After.MORE
+            start += time.monotonic() - paused  # that was other chains' time
             if step in draw_at:
                 w = self.weights(kernel).detach().cpu().numpy()
                 values = monitor.on_draw(kernel) | {"step": float(step)}

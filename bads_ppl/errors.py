@@ -1,5 +1,7 @@
 """The errors that bads-ppl raises for its users."""
 
+import signal
+
 
 class InputError(ValueError):
     """Wrong input from the user; the message names the value, the expectation and the remedy."""
@@ -15,3 +17,14 @@ class Diverged(RuntimeError):
 
 class RanksError(RuntimeError):
     """The processes of one run came apart: one of them ended, or their states differ."""
+
+
+class Stopped(Exception):
+    """A signal ended the run after a checkpoint. `signum` is the signal's number."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(
+            f"stopped by {signal.Signals(signum).name} with a checkpoint: run again with "
+            "resume=true to continue"
+        )
+        self.signum = signum

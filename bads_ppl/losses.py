@@ -57,7 +57,8 @@ class Classes(dist.Categorical):
 
     Args:
         output: the logits.
-        known: classes (B,) and their cross-entropy (B,), where that was worked out already.
+        known: classes (B,), as the same tensor, and their cross-entropy (B,), where that was worked
+            out already.
     """
 
     def __init__(self, output: Tensor, known: tuple[Tensor, Tensor] | None = None) -> None:

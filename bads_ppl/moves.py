@@ -223,6 +223,8 @@ class Moves(MCMCKernel):
         sizes = [value.numel() for value in values]
         flat = torch.empty(sum(sizes), device=values[0].device)
         flat.normal_(0, scale, generator=self.generator)
+        if any(value.dtype == torch.float64 for value in values):
+            flat = flat.double()  # what the drift is added to
         parts = flat.split_with_sizes(sizes)
         return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any, Literal, Protocol
 
 import pyro
@@ -142,7 +142,8 @@ class SparsityPrior:
         pyro.factor("sparsity", squared * (-0.5 / scale**2))
 
 
-@lru_cache(maxsize=8)
+@cache
 def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A number () on a device, built once."""
-    return torch.full((), value, dtype=dtype, device=device)
+    """A number () on a device, built once and kept: recorded steps read it where it is."""
+    with torch.inference_mode(False):
+        return torch.full((), value, dtype=dtype, device=device)

@@ -179,7 +179,8 @@ class Parts:
             else:
                 output = network(join(train.input, meta.input))
                 train_output, meta_output = split(output, count)
-                if self.loss is cross_entropy:  # one call for both
+                if self.loss is cross_entropy and train.target.ndim == meta.target.ndim:
+                    # One call for both.
                     losses = self.loss(output, torch.cat((train.target, meta.target)))
                     train_loss, meta_loss = split(losses, count)
                 else:
@@ -203,7 +204,7 @@ class Parts:
         Args:
             output: the network's outputs (B_m, ...) for the meta batch.
             meta: the meta batch.
-            loss: its losses (B_m,), if they are known already: `Forward.meta_loss`.
+            loss: the losses (B_m,) of this very output, if they are known: `Forward.meta_loss`.
         """
         impact = self.impact.meta
         known = None if loss is None else (meta.target, loss)

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ class NetworkSite:
             terms = [q.log_prob(p) for q, p in zip(self.priors, self.parameters, strict=True)]
             total = torch.stack([term.sum() for term in terms]).sum()
         else:  # the same of all parameters at once
-            kind = torch.promote_types(self.parameters[0].dtype, torch.float32)
+            kind = reduce(torch.promote_types, (p.dtype for p in self.parameters), torch.float32)
             norms = torch.stack(torch._foreach_norm(self.parameters, dtype=kind))
             pairs = list(zip(self.parameters, self.decay, strict=True))
             constant = sum(0.5 * p.numel() * math.log(d / (2 * math.pi)) for p, d in pairs)

@@ -17,6 +17,8 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from bads_ppl.errors import Stopped
+
 T = TypeVar("T")
 
 
@@ -98,7 +100,8 @@ def in_turns(
     """Run chains to their ends and return their results, in order.
 
     The next one starts when those that run are recorded, and the device has room for two like
-    them. When one fails, `stop` is called, after which the others must raise something themselves.
+    them: at a draw a chain may take more memory than it has taken so far. When one fails, `stop` is
+    called, after which the others must raise something themselves.
 
     Args:
         chains: each makes a chain.
@@ -107,12 +110,13 @@ def in_turns(
         stop: asks all chains to stop.
 
     Raises:
-        Exception: what a chain raised first.
+        Exception: what a chain raised first, `Stopped` last of all.
     """
     waiting = list(enumerate(chains))
     running: list[_Running[T]] = []
     results: dict[int, T] = {}
     failure: Exception | None = None
+    failures: list[Exception] = []  # those after the first
     try:
         while running or (waiting and failure is None):
             if waiting and failure is None and _next_may_start(running, most, device):
@@ -125,22 +129,32 @@ def in_turns(
                             one.after = next(one.steps)
                             if one.after is After.WAIT:
                                 break
-                except StopIteration as end:
+                except StopIteration as end:  # a chain's own would be a RuntimeError by now
                     results[one.number] = end.value
+                    one.own.join()
                 except Exception as error:  # noqa: BLE001 - raised when the others have stopped
                     if failure is None:
                         failure = error
                         stop()
+                    else:
+                        failures.append(error)
                 else:
                     continue
                 running.remove(one)
-                one.own.join()
     finally:
         for one in running:  # after an interrupt
             one.steps.close()
-    if failure is not None:
-        raise failure
-    return [results[number] for number in range(len(chains))]
+    if failure is None:
+        return [results[number] for number in range(len(chains))]
+    try:
+        raise _worst([failure, *failures])
+    finally:
+        del failure, failures  # a traceback leads to this frame, and to a chain's memory
+
+
+def _worst(failures: list[Exception]) -> Exception:
+    """The first that is more than a chain that was stopped, or else the first."""
+    return next((one for one in failures if not isinstance(one, Stopped)), failures[0])
 
 
 def _next_may_start(running: Sequence[_Running[Any]], most: int, device: torch.device) -> bool:

@@ -61,9 +61,10 @@ class _Beta(dist.Beta):
         return made
 
     def log_density_of_logit(self, logit: Tensor, w: Tensor, temperature: float) -> Tensor:
-        """Log p(w) + T log|dw/du| (B,) at w = sigmoid(u), u the logit (B,); w is in (0, 1).
+        """Log p(w) + T log|dw/du| (B,) at w = sigmoid(u), u the logit (B,).
 
-        Its derivative is taken in u alone, that of w is left out.
+        Its derivative is taken in u alone, that of w is left out; u is within `Logit.LIMITS`, where
+        w is neither 0 nor 1.
         """
         a, b = self.a - 1 + temperature, self.b - 1 + temperature
         density: Tensor = _LogDensityOfLogit.apply(logit, w, a, b)

@@ -24,8 +24,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from bads_ppl.chains import Stopped
-from bads_ppl.errors import Diverged, InputError, RanksError
+from bads_ppl.errors import Diverged, InputError, RanksError, Stopped
 from bads_ppl.ranks import ALONE, Ranks
 from inference.experiment import prepare, sample
 from inference.folder import Choices

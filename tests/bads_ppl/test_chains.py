@@ -8,17 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from bads_ppl.chains import (
-    CHECKPOINT,
-    FEW,
-    METRICS,
-    Stopped,
-    chain_generator,
-    fingerprint,
-    run_chains,
-)
+from bads_ppl.chains import CHECKPOINT, FEW, METRICS, chain_generator, fingerprint, run_chains
 from bads_ppl.data import Data, spaced
-from bads_ppl.errors import Diverged, InputError
+from bads_ppl.errors import Diverged, InputError, Stopped
 from bads_ppl.losses import cross_entropy
 from bads_ppl.monitors import ThetaMonitor
 from bads_ppl.plan import Plan

@@ -20,6 +20,7 @@ from bads_ppl.primitives import (
 from bads_ppl.priors import NormalPrior, SparsityPrior
 from bads_ppl.program import Impact, Parts, bind
 from bads_ppl.sgld import SGLD
+from bads_ppl.tracing import _PlateTotal
 from bads_ppl.weights import FixedWeights, InstanceWeights
 from models import normalised
 
@@ -234,3 +235,21 @@ def test_persistent_companion_goes_its_own_way():
     networks = made.latents.networks
     assert networks["auxiliary"].companion == Restart("theta", None)
     assert not torch.equal(networks["auxiliary"].parameters[0], networks["theta"].parameters[0])
+
+
+@pytest.mark.parametrize("importance", [None, torch.tensor([0.5, 2.0, 1.5])])
+def test_a_known_total_has_the_derivative_of_the_estimate(importance):
+    batch = two_sets()[0].batch(torch.tensor([3, 0, 5]), importance)
+    slopes, values = [], []
+    for known in (True, False):
+        value = torch.tensor([0.2, 0.7, 0.4], requires_grad=True)
+        total = torch.tensor(3.3, dtype=torch.float64)
+        if known:
+            found = _PlateTotal.apply(value, total, batch)
+        else:
+            found = total.float() + batch.total(value - value.detach())
+        found.square().backward()
+        slopes.append(value.grad)
+        values.append(found.detach())
+    torch.testing.assert_close(*slopes)
+    torch.testing.assert_close(*values)

@@ -14,7 +14,7 @@ from bads_ppl.primitives import plate_sum, sample_network
 from bads_ppl.priors import NormalPrior, SparsityPrior
 from bads_ppl.program import Impact, Parts, bind
 from bads_ppl.sgld import SGLD
-from bads_ppl.sites import evaluation_mode, first_occurrence, zero_mean_scale
+from bads_ppl.sites import NetworkSite, evaluation_mode, first_occurrence, zero_mean_scale
 from bads_ppl.weights import FixedWeights, InstanceWeights, WeightNetwork
 from models import joint, normalised
 
@@ -471,3 +471,18 @@ def test_logits_stay_where_a_weight_is_neither_0_nor_1(logit):
     assert torch.log(w).isfinite().all()
     assert torch.log1p(-w).isfinite().all()
     assert float(made.latents.total("w")) == pytest.approx(float(w.double().sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "prior", [NormalPrior(0.3), NormalPrior(0.3, {"0.weight": 2.0})], ids=["alike", "apart"]
+)
+def test_the_log_prior_of_all_parameters_at_once_is_that_of_each(prior):
+    module = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3).double())
+    site = NetworkSite("theta", module, prior, None)
+    assert site.decay is not None
+    each = [q.log_prob(p).double() for q, p in zip(site.priors, site.parameters, strict=True)]
+    found = site.log_prior()
+    torch.testing.assert_close(found.double(), sum(each), rtol=1e-6, atol=1e-4)
+    found.backward()
+    for parameter, scale in zip(module.parameters(), site.decay, strict=True):
+        torch.testing.assert_close(parameter.grad, -scale * parameter.detach())

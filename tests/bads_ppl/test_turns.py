@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +14,9 @@ import torch
 from torch import nn
 
 from bads_ppl import chains as chains_module
-from bads_ppl.chains import Stopped, run_chains
+from bads_ppl.chains import run_chains
 from bads_ppl.data import Data
-from bads_ppl.errors import Diverged
+from bads_ppl.errors import Diverged, Stopped
 from bads_ppl.kernel import MinibatchKernel
 from bads_ppl.losses import cross_entropy
 from bads_ppl.monitors import ThetaMonitor
@@ -22,7 +24,7 @@ from bads_ppl.plan import Plan
 from bads_ppl.priors import SparsityPrior
 from bads_ppl.program import Parts, bind
 from bads_ppl.sgld import SGLD
-from bads_ppl.turns import TURN, After, in_turns
+from bads_ppl.turns import TURN, After, _next_may_start, in_turns
 from bads_ppl.weights import InstanceWeights
 from models import joint
 
@@ -95,8 +97,9 @@ def test_a_turn_ends_where_the_host_would_wait():
     assert order == [k for k in (0, 0, 1, 0, 1, 0) for _ in range(5)]
 
 
-def failing(error):
-    yield After.MORE
+def failing(error, steps=1):
+    for _ in range(steps):
+        yield After.MORE
     raise error
 
 
@@ -117,6 +120,28 @@ def test_the_first_error_is_raised_once_the_others_have_stopped():
     with pytest.raises(Diverged, match="not finite"):
         in_turns(chains, 2, CPU, lambda: stopped.append("asked"))
     assert stopped == ["asked", 0] and not started
+
+
+def test_a_failure_counts_for_more_than_a_chain_that_was_stopped():
+    """One that cannot write its checkpoint must not be taken for one that has."""
+    chains = [
+        partial(failing, Stopped(15), steps=TURN + 1),
+        partial(failing, OSError(28, "No space left")),
+    ]
+    with pytest.raises(OSError, match="No space left"):
+        in_turns(chains, 2, CPU, lambda: None)
+
+
+@pytest.mark.parametrize(("free", "reserved", "fits"), [(900, 200, True), (390, 200, False)])
+def test_the_next_chain_starts_where_the_device_has_room_for_two_like_it(
+    free, reserved, fits, monkeypatch
+):
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (free, 1000))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda _: reserved)
+    one = SimpleNamespace(after=After.MORE)
+    assert _next_may_start([one], 4, torch.device("cuda")) is fits
+    assert _next_may_start([one, one], 4, torch.device("cuda"))  # each has half of it
+    assert not _next_may_start([one], 1, torch.device("cuda"))
 
 
 def test_an_interrupt_closes_all_chains_and_waits_for_none():
@@ -140,7 +165,7 @@ def test_an_interrupt_closes_all_chains_and_waits_for_none():
 # whole chains
 
 
-def run(folder, device="cpu", stop_at=None, chains=3, **options):
+def run(folder, device="cpu", stop_at=None, chains=3, seen=None, **options):
     g = torch.Generator().manual_seed(1)
     x, mx = torch.randn(24, 2, generator=g), torch.randn(8, 2, generator=g)
     train = Data(x, (x[:, 0] > 0).long()).to(device)
@@ -148,12 +173,15 @@ def run(folder, device="cpu", stop_at=None, chains=3, **options):
 
     class Watch(ThetaMonitor):
         def on_evaluate(self, kernel, *, burnt_in):
+            if seen is not None:
+                seen.append(self.network.chain)
             if kernel.steps == stop_at:
                 os.kill(os.getpid(), signal.SIGTERM)
             return {}
 
     def make(chain, generator):
         network = nn.Sequential(nn.Linear(2, 6), nn.Dropout(0.3), nn.Linear(6, 2)).to(device)
+        network.chain = chain
         parts = Parts(network, InstanceWeights(), SparsityPrior(0.25, scale=2.0))
         kernel = SGLD(
             bind(joint, parts),
@@ -191,7 +219,11 @@ def same(first, second):
 def test_chains_in_turns_are_those_that_run_one_after_the_other(tmp_path, request):
     plain = run(tmp_path / "plain")
     request.getfixturevalue("turns")
-    same(run(tmp_path / "turns"), plain)
+    start = time.monotonic()
+    found = run(tmp_path / "turns")
+    same(found, plain)
+    # Each chain's time is its own, without the turns of the others.
+    assert sum(chain.seconds for chain in found) <= time.monotonic() - start
 
 
 def test_chains_in_turns_stop_together_and_resume(tmp_path, request):
@@ -207,7 +239,8 @@ def test_chains_in_turns_stop_together_and_resume(tmp_path, request):
 @pytest.mark.gpu
 def test_chains_that_run_together_on_a_gpu_are_those_that_run_alone(tmp_path):
     plain = run(tmp_path / "plain", "cuda", workers=1)
-    together = run(tmp_path / "together", "cuda")
+    together = run(tmp_path / "together", "cuda", seen=(order := []))
+    assert order != sorted(order)  # they did run together
     for one, other in zip(together, plain, strict=True):
         np.testing.assert_allclose(one.draws.w, other.draws.w, rtol=1e-4, atol=1e-6)
         for name, values in other.draws.values.items():

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bads_ppl.chains import Stopped
-from bads_ppl.errors import InputError
+from bads_ppl.errors import InputError, Stopped
 from inference import fitting
 from inference.causal_pretraining import pretrained_causal
 from inference.copying import LENGTH, PARTS, SEQUENCES, Repeating

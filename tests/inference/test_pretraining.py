@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bads_ppl.chains import Stopped
-from bads_ppl.errors import InputError
+from bads_ppl.errors import InputError, Stopped
 from inference import fitting
 from inference.copying import KEPT, LENGTH, PARTS, Copying, Renaming
 from inference.pretraining import pretrained_folder

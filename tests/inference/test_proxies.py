@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from bads_ppl.chains import Stopped
 from bads_ppl.data import Data
-from bads_ppl.errors import InputError
+from bads_ppl.errors import InputError, Stopped
 from bads_ppl.losses import cross_entropy
 from inference import fitting as module
 from inference.options import ProxyOptions

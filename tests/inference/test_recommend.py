@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from bads_ppl.chains import Stopped
-from bads_ppl.errors import InputError
+from bads_ppl.errors import InputError, Stopped
 from inference import recommend as module
 from inference.experiment import Experiment
 from inference.recommend import CANDIDATES, main, make_candidates, named_candidates
