@@ -75,7 +75,7 @@ class ThetaMonitor:
         for name, parameter in self.network.named_parameters():
             if parameter.requires_grad:
                 named[f"norm.{name}"] = together(torch.linalg.vector_norm(parameter))
-        device = kernel.train.device  # which is read once
+        device = self.probes["train"].target.device  # which is read once
         kind = total_dtype(device)
         values = torch.stack([value.to(device, kind) for value in named.values()])
         return dict(zip(named, values.tolist(), strict=True))
