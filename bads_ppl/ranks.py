@@ -48,6 +48,14 @@ class Ranks:
         control = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
         return cls(dist.get_rank(), dist.get_world_size(), control)
 
+    def leave(self) -> None:
+        """At a run's end: the group's threads end before the interpreter does.
+
+        One that still runs while the interpreter goes can abort the process.
+        """
+        if not self.alone:
+            dist.destroy_process_group()
+
     @property
     def alone(self) -> bool:
         return self.size == 1

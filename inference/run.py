@@ -120,7 +120,9 @@ def exit_codes() -> Iterator[None]:
 def main(config: DictConfig) -> None:
     """Run one experiment and print its main numbers."""
     with exit_codes():
-        results = run(config, _choices(HydraConfig.get().runtime.choices), joined(config))
+        ranks = joined(config)
+        results = run(config, _choices(HydraConfig.get().runtime.choices), ranks)
+        ranks.leave()
     if results is None:
         return
     groups = ", ".join(f"{n} {g['mean_weight']:.4f}" for n, g in results["groups"].items())
