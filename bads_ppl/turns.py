@@ -54,7 +54,7 @@ class Globals:
             return
         with torch.cuda.device(device):
             self.default = torch.cuda.default_generators[torch.cuda.current_device()]
-            # A state of its own, not a copy: graphs keep to the one they were recorded with.
+            # Not its numbers alone: graphs keep to the state object they were recorded with.
             self.drawn = self.default.clone_state()
             if beside:
                 torch.cuda.synchronize()  # what other streams made, this one may read from now on
@@ -115,11 +115,10 @@ def in_turns(
     waiting = list(enumerate(chains))
     running: list[_Running[T]] = []
     results: dict[int, T] = {}
-    failure: Exception | None = None
-    failures: list[Exception] = []  # those after the first
+    failures: list[Exception] = []
     try:
-        while running or (waiting and failure is None):
-            if waiting and failure is None and _next_may_start(running, most, device):
+        while running or (waiting and not failures):
+            if waiting and not failures and _next_may_start(running, most, device):
                 number, make = waiting.pop(0)
                 running.append(_Running(number, make(), Globals(device, beside=most > 1)))
             for one in list(running):
@@ -133,23 +132,21 @@ def in_turns(
                     results[one.number] = end.value
                     one.own.join()
                 except Exception as error:  # noqa: BLE001 - raised when the others have stopped
-                    if failure is None:
-                        failure = error
+                    if not failures:
                         stop()
-                    else:
-                        failures.append(error)
+                    failures.append(error)
                 else:
                     continue
                 running.remove(one)
     finally:
         for one in running:  # after an interrupt
             one.steps.close()
-    if failure is None:
+    if not failures:
         return [results[number] for number in range(len(chains))]
     try:
-        raise _worst([failure, *failures])
+        raise _worst(failures)
     finally:
-        del failure, failures  # a traceback leads to this frame, and to a chain's memory
+        del failures  # a traceback leads to this frame, and to a chain's memory
 
 
 def _worst(failures: list[Exception]) -> Exception:
