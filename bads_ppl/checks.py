@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from bads_ppl.data import Data
 from bads_ppl.errors import InputError
@@ -15,8 +16,8 @@ def check_network(network: nn.Module, loss: Loss, *sets: Data) -> None:
     """Refuse a network or loss that does not fit the data.
 
     Raises:
-        InputError: if no parameter can be trained, labels do not fit the network's classes, or
-            the loss is not of shape (B,) or not finite.
+        InputError: if no parameter can be trained, labels do not fit the network's classes, inputs
+            are changed in place, or the loss is not of shape (B,) or not finite.
     """
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise InputError(
@@ -26,7 +27,14 @@ def check_network(network: nn.Module, loss: Loss, *sets: Data) -> None:
     for data in sets:
         batch = data.batch(torch.arange(min(4, len(data)), device=data.device))
         with torch.no_grad(), evaluation_mode(network):
+            leaves = tree_leaves(batch.input)
+            before = [leaf.clone() for leaf in leaves]
             output = network(batch.input)
+            if not all(map(torch.equal, leaves, before)):
+                raise InputError(
+                    f"{type(network).__name__} changes its inputs in place, and they are looked at "
+                    "more than once: let it work on a copy, x = x.clone()"
+                )
             if loss is cross_entropy:
                 if not isinstance(output, Tensor) or output.ndim != 2:
                     found = tuple(output.shape) if isinstance(output, Tensor) else type(output)

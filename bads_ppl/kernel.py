@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bads_ppl.adaptation import Adaptation
-from bads_ppl.data import Data
+from bads_ppl.data import Data, step_batches
 from bads_ppl.errors import Diverged, InputError, RanksError
 from bads_ppl.graphs import Graphs, Outcome, obstacle
 from bads_ppl.latents import Latents
@@ -307,8 +307,11 @@ class MinibatchKernel(Moves):
 
     def _update(self, rows: Rows, meta_rows: Tensor) -> Outcome:
         """Move all groups on a minibatch; nothing that a replayed graph would leave out."""
-        train = self.train.view(rows.index, self.generator, rows.importance).shared(self.ranks)
-        meta = self.meta.view(meta_rows, self.generator).shared(self.ranks)
+        sets = self.train, rows.index, self.meta, meta_rows
+        train, meta = (
+            batch.shared(self.ranks)
+            for batch in step_batches(*sets, self.generator, rows.importance)
+        )
         latents = self.latents
         repeats = None if rows.distinct else first_occurrence(rows.index)
         held = None

@@ -19,9 +19,9 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
 
-from bads_ppl.data import Batch
+from bads_ppl.data import Batch, join
 from bads_ppl.errors import InputError
 from bads_ppl.losses import Loss, cross_entropy, observe
 from bads_ppl.primitives import NetworkPrior, sample_network, wanted_site
@@ -181,7 +181,7 @@ class Parts:
                 train_output, meta_output = split(output, count)
                 if self.loss is cross_entropy and train.target.ndim == meta.target.ndim:
                     # One call for both.
-                    losses = self.loss(output, torch.cat((train.target, meta.target)))
+                    losses = self.loss(output, join(train.target, meta.target))
                     train_loss, meta_loss = split(losses, count)
                 else:
                     train_loss = self.loss(train_output, train.target)
@@ -217,27 +217,6 @@ class Parts:
 def bind(model: Model, parts: Parts) -> Program:
     """The program of a model with these parts."""
     return partial(model, parts=parts)
-
-
-def join(first: Any, second: Any) -> Any:
-    """Two input trees one after the other, leaf by leaf along the first dimension.
-
-    Raises:
-        InputError: if the trees or the leaves' other dimensions differ.
-    """
-    tensors = isinstance(first, Tensor) and isinstance(second, Tensor)
-    if tensors and first.shape[1:] == second.shape[1:]:
-        return torch.cat((first, second))
-    leaves, form = tree_flatten(first)
-    others, other_form = tree_flatten(second)
-    if form != other_form or any(
-        a.shape[1:] != b.shape[1:] for a, b in zip(leaves, others, strict=True)
-    ):
-        raise InputError(
-            "train and meta inputs must have the same form, got shapes "
-            f"{[tuple(x.shape[1:]) for x in leaves]} and {[tuple(x.shape[1:]) for x in others]}"
-        )
-    return form.unflatten([torch.cat(pair) for pair in zip(leaves, others, strict=True)])
 
 
 def split(tree: Any, count: int) -> tuple[Any, Any]:

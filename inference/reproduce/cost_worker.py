@@ -15,9 +15,9 @@ from collections.abc import Sequence
 import torch
 
 from bads_ppl.chains import chain_generator
+from bads_ppl.data import join, step_batches
 from bads_ppl.errors import Diverged, InputError
 from bads_ppl.minibatches import UniformMinibatches
-from bads_ppl.program import join
 from inference.experiment import Experiment, first_chain, prepare
 from inference.options import build
 from inference.reproduce.cost import PLAIN
@@ -43,11 +43,11 @@ def plain_step(experiment: Experiment) -> Step:
     )
 
     def step() -> None:
-        first = train.view(train_rows.next().index, generator)
-        second = meta.view(meta_rows.next().index, generator)
+        rows = train_rows.next().index, meta_rows.next().index
+        first, second = step_batches(train, rows[0], meta, rows[1], generator)
         optimiser.zero_grad()
         output = network(join(first.input, second.input))
-        loss(output, torch.cat([first.target, second.target])).mean().backward()
+        loss(output, join(first.target, second.target)).mean().backward()
         optimiser.step()
 
     return step

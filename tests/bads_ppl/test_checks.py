@@ -24,6 +24,12 @@ def test_a_network_and_loss_that_fit_pass_and_are_left_as_they_were():
     assert torch.equal(torch.get_rng_state(), noise)
 
 
+def test_a_network_that_changes_its_inputs_is_refused():
+    network = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(2, 2))
+    with pytest.raises(InputError, match="Sequential changes its inputs in place"):
+        check_network(network, cross_entropy, points([0, 1], scale=-1.0))
+
+
 def test_a_frozen_network_is_refused():
     network = nn.Linear(2, 2).requires_grad_(False)
     with pytest.raises(InputError, match="Linear has no parameter with requires_grad=True"):

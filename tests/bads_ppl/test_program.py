@@ -6,7 +6,7 @@ from torch import nn
 from bads_ppl.data import Data
 from bads_ppl.errors import InputError
 from bads_ppl.losses import cross_entropy
-from bads_ppl.program import Impact, Parts, bind, capture_features, embedding_layer, join
+from bads_ppl.program import Impact, Parts, bind, capture_features, embedding_layer
 from bads_ppl.weights import FixedWeights, InstanceWeights, WeightNetwork
 
 
@@ -65,26 +65,6 @@ def test_head_names_the_layer_whose_input_is_the_embedding():
     parts = Parts(network, WeightNetwork(3), head=network[0])
     found = parts.forward(network, train.full(), meta.full())
     assert torch.equal(found.features, train.input)
-
-
-def test_inputs_that_are_trees_are_joined_leaf_by_leaf():
-    first = {"a": torch.zeros(2, 3), "b": (torch.zeros(2),)}
-    second = {"a": torch.ones(1, 3), "b": (torch.ones(1),)}
-    found = join(first, second)
-    assert found["a"].shape == (3, 3) and found["b"][0].tolist() == [0, 0, 1]
-
-
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        (torch.zeros(2, 3), torch.zeros(2, 4)),
-        ({"a": torch.zeros(2)}, {"b": torch.zeros(2)}),
-        (torch.zeros(2), (torch.zeros(2), torch.zeros(2))),
-    ],
-)
-def test_inputs_of_different_form_are_refused(first, second):
-    with pytest.raises(InputError, match="train and meta inputs must have the same form"):
-        join(first, second)
 
 
 @pytest.mark.parametrize("impact", [Impact(), Impact(0.3, 1.0, 2.0)])

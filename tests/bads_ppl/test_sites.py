@@ -339,7 +339,7 @@ def test_gradients_without_the_sum_are_those_of_the_potential(importance, auxili
     network = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2))
     parts = Parts(network, InstanceWeights(0.3), SparsityPrior(0.3, scale=2.0), impact=Impact(2, 3))
     latents = find(bind(lambda t, m, parts: model(t, m, parts, **options), parts))
-    batch, others = train.view(torch.arange(6), generator(), importance), meta.full()
+    batch, others = train.batch(torch.arange(6), importance), meta.full()
     leaves = list(network.parameters())
 
     def found():
