@@ -95,7 +95,7 @@ class Batch:
     parent: Batch | None = None
 
     def __len__(self) -> int:
-        return len(self.index)
+        return self.index.numel()
 
     def plate(self, name: str) -> ScaledPlate:
         """The plate over the whole set, of which these rows are the subsample."""
@@ -228,7 +228,7 @@ class Data:
                 )
 
     def __len__(self) -> int:
-        return len(self.target)
+        return self.target.size(0)
 
     @property
     def device(self) -> torch.device:
@@ -376,8 +376,8 @@ def _take_both(first: Any, rows: Tensor, second: Any, others: Tensor) -> tuple[A
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         if first.shape[1:] != second.shape[1:] or first.dtype != second.dtype:
             return first.index_select(0, rows), second.index_select(0, others)
-        count = len(rows)
-        both = first.new_empty((count + len(others), *first.shape[1:]))
+        count = rows.numel()
+        both = first.new_empty((count + others.numel(), *first.shape[1:]))
         parts = both[:count], both[count:]
         torch.index_select(first, 0, rows, out=parts[0])
         torch.index_select(second, 0, others, out=parts[1])
@@ -418,7 +418,7 @@ def _joined(first: Tensor, second: Tensor) -> Tensor:
     if (
         whole is not None
         and whole is second._base
-        and whole.shape == (len(first) + len(second), *first.shape[1:])
+        and whole.shape == (first.size(0) + second.size(0), *first.shape[1:])
         and whole.storage_offset() == first.storage_offset()
         and whole.storage_offset() + first.numel() == second.storage_offset()
         and whole.is_contiguous()

@@ -26,6 +26,7 @@ from bads_ppl.ranks import ALONE, Ranks
 from bads_ppl.schedules import Rescaled, named
 from bads_ppl.shards import check_shardable, sharded
 from bads_ppl.stiffness import check_stiffness
+from bads_ppl.workers import choose_workers
 from inference.evaluation import TaskMonitor
 from inference.folder import (
     Choices,
@@ -228,7 +229,9 @@ def _check_machine(config: DictConfig, device: torch.device, ranks: Ranks) -> No
         raise InputError(f"table must be one of {', '.join(TABLES)}, got {config.table!r}")
     if config.table == "disk" and device.type != "cpu":
         raise InputError(f"table=disk needs the CPU, got device={device}: take table=memory")
-    if not ranks.alone and config.workers not in (None, 1):
+    if ranks.alone:
+        choose_workers(config.workers, config.chains, device)
+    elif config.workers not in (None, 1):
         raise InputError(
             f"workers must be 1 in a run of {ranks.size} processes, got {config.workers}: leave "
             "them out"

@@ -11,8 +11,8 @@ from inference.sentences import sentences
 MADE = "made"
 """Name of these data in results."""
 
-COUNT, HELD = 300, 60
-"""Examples of a source, and of the meta, the validation and the test set each."""
+COUNT, HELD, TESTED = 300, 60, 240
+"""Examples of a source, of the meta and the validation set each, and of the test set."""
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -20,12 +20,14 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 def made_instructions() -> tuple[list[Instructions], Target]:
     """Three sources and the target of the first: always the same ones.
 
-    "sums" is the target's own, "sentences" has nothing to do with it, and "wrong" has sums whose
-    answers are those of others.
+    "sums" is the target's own: sums of two digits, few enough to be learned from these examples,
+    and words of the question to repeat. "sentences" has nothing to do with it, and "wrong" has
+    other such sums whose answers are those of others.
     """
     draw = np.random.default_rng(0)
-    numbers = draw.integers(0, 100, (2 * COUNT + 3 * HELD, 3)).tolist()
-    sums = [_sum(*three) for three in numbers]
+    size = 2 * COUNT + 2 * HELD + TESTED
+    digits = draw.choice(10_000, size, replace=False).tolist()  # no question occurs twice
+    sums = [_sum(one // 1000, one // 100 % 10, one % 100) for one in digits]
     said = sentences((COUNT + 5) // 6)
     others: list[Conversation] = [
         (Message("user", f"Write a sentence on {kind}."), Message("assistant", text))
@@ -43,7 +45,7 @@ def made_instructions() -> tuple[list[Instructions], Target]:
 
 
 def _sum(a: int, b: int, c: int) -> Conversation:
-    place = WORDS[a % len(WORDS)]
+    place = WORDS[a]
     question = (
         f"What is {a} plus {b}? Name house {place} too, and {c}."
         if c % 2

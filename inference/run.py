@@ -121,7 +121,11 @@ def main(config: DictConfig) -> None:
     """Run one experiment and print its main numbers."""
     with exit_codes():
         ranks = joined(config)
-        results = run(config, _choices(HydraConfig.get().runtime.choices), ranks)
+        try:
+            results = run(config, _choices(HydraConfig.get().runtime.choices), ranks)
+        except Stopped:  # in all processes alike; where one fails, the others may hang in leaving
+            ranks.leave()
+            raise
         ranks.leave()
     if results is None:
         return

@@ -406,6 +406,7 @@ def test_overwrite_replaces_the_run_and_spares_what_no_run_wrote(finished, comma
         "task.meta_per_class=0",
         "data.source=files",
         "chains=0",
+        "workers=0",
         "model.window=0",
         "weights.group=v",
         "method.prior_scale=0",

@@ -233,6 +233,7 @@ def test_the_options_that_other_tools_rely_on_are_there():
         ("method=bdas", 1, "Available options in 'method':"),
         ("seed=-1", 2, "seed must be at least 0, got -1"),
         ("chains=0", 2, "chains must be at least 1, got 0"),
+        ("workers=0", 2, "workers must be at least 1, got 0"),
         ("steps=0", 2, "steps must be at least 1, got 0"),
         ("burn_in=6", 2, "burn_in must be from 0 to steps - 1 = 5, got 6"),
         ("thinning=5", 2, "thinning must be at most steps - burn_in = 4, got 5"),
