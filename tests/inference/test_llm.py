@@ -282,8 +282,9 @@ def test_without_files_there_is_a_made_set(cache):
     assert task.dataset == "made" and set(task.groups) == {"sums", "sentences", "wrong"}
     assert any("made on the spot" in note for note in task.warnings)
     sources, aim = made_instructions()
-    own = {one[0].content for one in sources[0].conversations}
-    assert not own & {one[0].content for one in (*aim.meta, *aim.validation, *aim.test)}
+    own, _, wrong = (one.conversations for one in sources)
+    asked = [one[0].content for one in (*own, *wrong, *aim.meta, *aim.validation, *aim.test)]
+    assert len(set(asked)) == len(asked)
 
 
 def test_a_benchmark_is_the_target_and_examples_are_the_sources(cache):
