@@ -73,9 +73,10 @@ def ratios(blocks: Sequence[dict[str, Any]], base: Sequence[dict[str, Any]], key
 
 
 def summary(found: Found, steps: int, clock: str) -> dict[str, dict[str, Any]]:
-    """By method: ms per step, ratios to `base`, MiB at the peak and over `base`'s."""
+    """By method: ms per step, ratios to `base`, MiB at the peak of a block and over `base`'s."""
     base = found.blocks[BASE]
-    peak = {name: max(a["peak_mib"] for a in answers) for name, answers in found.blocks.items()}
+    peaks = {name: [a["peak_mib"] for a in answers] for name, answers in found.blocks.items()}
+    peak = {name: statistics.median(of_blocks) for name, of_blocks in peaks.items()}
     return {
         name: {
             "ms": 1000 * statistics.median(answer[clock] for answer in answers) / steps,
