@@ -30,7 +30,8 @@ class Score:
 
     Attributes:
         accuracy: in [0, 1].
-        stderr: of the accuracy, as lm-eval has it; None where a single question says nothing of it.
+        stderr: of the accuracy, as lm-eval has it; None for one question a subject, or fewer than
+            two on average: it is of what differs within a subject.
         count: questions that were asked.
     """
 
@@ -221,7 +222,7 @@ def _pooled(scores: Sequence[Score]) -> Score:
         return scores[0]
     counts = [one.count for one in scores]
     stderr = None
-    if sum(counts) > len(counts):  # a subject with one question counts nothing in it
+    if sum(counts) >= 2 * len(counts):  # fewer a subject: a single question says nothing of it
         stderr = float(pooled_sample_stderr([one.stderr or 0.0 for one in scores], counts))
     accuracy = aggregate_subtask_metrics([one.accuracy for one in scores], counts)
     return Score(float(accuracy), stderr, sum(counts))

@@ -375,6 +375,8 @@ def test_a_limit_takes_evenly_spaced_questions_and_tells(root, folder, requests)
     assert "4 of 13, evenly spaced" in table(found)
     single = evaluate(folder, ["mmlu"], root=root, limit=2)["mmlu"]
     assert single.stderr is None and all(one.stderr is None for one in single.subjects.values())
+    few = evaluate(folder, ["mmlu"], root=root, limit=3)["mmlu"]
+    assert sorted(one.count for one in few.subjects.values()) == [1, 2] and few.stderr is None
     assert evaluate(folder, ["mmlu"], root=root, limit=99)["mmlu"].count == 13
 
 
