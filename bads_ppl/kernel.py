@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from bads_ppl.adaptation import Adaptation
-from bads_ppl.data import Data, step_batches
+from bads_ppl.data import Data
 from bads_ppl.errors import Diverged, InputError, RanksError
 from bads_ppl.graphs import Graphs, Outcome, obstacle
+from bads_ppl.joining import step_batches
 from bads_ppl.latents import Latents
 from bads_ppl.minibatches import ImportanceMinibatches, Rows, UniformMinibatches, check_batch_size
 from bads_ppl.moves import Moves

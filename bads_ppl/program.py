@@ -21,8 +21,9 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from bads_ppl.data import Batch, join
+from bads_ppl.data import Batch
 from bads_ppl.errors import InputError
+from bads_ppl.joining import join
 from bads_ppl.losses import Loss, cross_entropy, observe
 from bads_ppl.primitives import NetworkPrior, sample_network, wanted_site
 from bads_ppl.priors import NormalPrior, SparsityPrior

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import torch
 
 from bads_ppl.chains import chain_generator
-from bads_ppl.data import join, step_batches
 from bads_ppl.errors import Diverged, InputError
+from bads_ppl.joining import join, step_batches
 from bads_ppl.minibatches import UniformMinibatches
 from inference.experiment import Experiment, first_chain, prepare
 from inference.options import build
