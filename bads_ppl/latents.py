@@ -10,7 +10,7 @@ Everything here is on the unconstrained scale unless it says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,8 +111,14 @@ class Latents:
         }
         return found | dict.fromkeys([*self.globals, *self.tables])
 
-    def _evaluate(self, train: Batch, meta: Batch, held: Outputs | None = None) -> Evaluate:
-        look = Evaluate(self, replay=held, ranks=train.ranks)
+    def _evaluate(
+        self,
+        train: Batch,
+        meta: Batch,
+        held: Outputs | None = None,
+        release: Callable[[list[Term]], None] | None = None,
+    ) -> Evaluate:
+        look = Evaluate(self, replay=held, release=release, ranks=train.ranks)
         with pyro.validation_enabled(False), look as run:
             self.program(train, meta)
         for network in self.networks.values():
@@ -159,10 +165,14 @@ class Latents:
         Companions that take back the moves due to a plate get that plate's share of the gradient.
         Networks are not called again where their outputs are given. Where several processes have a
         share of the batches, all is of the batches as a whole, in each of them.
+
+        Raises:
+            InputError: if the program differentiates through a graph that it has released.
         """
         self.zero_grad()
-        run = self._evaluate(train, meta, held)
         reverts = [site for site in self.networks.values() if site.moves is not None]
+        # Their plate's share of the gradient is told apart at the end.
+        run = self._evaluate(train, meta, held, None if reverts else self.seeds.backward)
         rest = run.terms
         for site in reverts:  # one at most
             assert isinstance(site.companion, Revert)
@@ -171,7 +181,16 @@ class Latents:
             rest = [term for term in run.terms if plate not in term.plates]
             self.seeds.backward(part, retain_graph=True)  # a program may share one forward pass
             site.part = [x.clone() for x in self.networks[site.companion.network].slopes()]
-        self.seeds.backward(rest)
+        try:
+            self.seeds.backward(rest)
+        except RuntimeError as failure:
+            if not (run.released and "a second time" in str(failure)):
+                raise
+            raise InputError(
+                "a statement after release_graph() is differentiated through what led to an "
+                "observation before it: detach() what it takes from there, or leave "
+                "release_graph() out"
+            ) from failure
         if not train.ranks.alone:
             self._join(train, meta)
 

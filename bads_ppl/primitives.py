@@ -1,4 +1,4 @@
-"""Four Pyro statements that programs use beside `pyro.sample`, `pyro.plate` and `pyro.factor`.
+"""Six Pyro statements that programs use beside `pyro.sample`, `pyro.plate` and `pyro.factor`.
 
 Each is an ordinary effectful statement: it has a plain meaning under any Pyro handler (trace,
 NUTS, SVI, none), and a kernel that keeps state over steps may answer it more cheaply.
@@ -7,6 +7,8 @@ NUTS, SVI, none), and a kernel that keeps state over steps may answer it more ch
 - `plate_sum`: the sum of a per-point value over a whole plate, of which a minibatch is at hand.
 - `running_mean`: a statistic averaged over the last steps.
 - `steps_taken`: the number of steps so far, for what changes over a run.
+- `wanted_site`: the site that a program is run for, where that is not a step.
+- `release_graph`: what follows is not differentiated through what led to the observations so far.
 """
 
 from __future__ import annotations
@@ -175,3 +177,19 @@ def steps_taken() -> int:
 @effectful(type="steps_taken")
 def _steps_taken() -> int:
     return 0
+
+
+def release_graph() -> None:
+    """Nothing that follows is differentiated through what led to the observations so far.
+
+    A kernel may take the gradients of these, `pyro.factor` included, here in place of at the
+    program's end, so that what one network's backward pass needs is not held while another one
+    runs. It changes no gradient. What led to them is of use detached only: a program that does
+    otherwise is refused.
+    """
+    _release_graph(name="release_graph")
+
+
+@effectful(type="release_graph")
+def _release_graph() -> None:
+    return None

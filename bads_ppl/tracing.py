@@ -6,7 +6,7 @@ values in place and collects its log-probabilities.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -66,6 +66,7 @@ class Term(NamedTuple):
     log_prob: Tensor  # (...), with its graph
     scale: float | Tensor  # a number, or one shaped like `log_prob`
     plates: frozenset[str] = frozenset()
+    observed: bool = False  # a factor too
 
     def total(self) -> Tensor:
         """The part ()."""
@@ -137,9 +138,10 @@ class Seeds:
         found = [term for term in terms if term.log_prob.requires_grad]
         minus: dict[int, Tensor] = {}  # plates share their scales
         seeds = []
-        for _, log_prob, scale, _ in found:
+        for term in found:
+            scale = term.scale
             if not isinstance(scale, Tensor):
-                seeds.append(self._constant(log_prob, scale))
+                seeds.append(self._constant(term.log_prob, scale))
                 continue
             if id(scale) not in minus:
                 minus[id(scale)] = -scale
@@ -251,7 +253,16 @@ class Find(Messenger):
 
 
 class Evaluate(Messenger):
-    """Runs a program with the latents' values in place and collects its log-probabilities."""
+    """Runs a program with the latents' values in place and collects its log-probabilities.
+
+    Args:
+        latents: the values.
+        keep: site that the program is run for.
+        hold: keep the networks' outputs, in `held`.
+        replay: outputs to take in place of calls of the networks.
+        release: takes the gradients of terms whose graph the program lets go of; None: it is kept.
+        ranks: processes that have the batch's other rows.
+    """
 
     def __init__(
         self,
@@ -260,6 +271,7 @@ class Evaluate(Messenger):
         keep: str | None = None,
         hold: bool = False,
         replay: Outputs | None = None,
+        release: Callable[[list[Term]], None] | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
@@ -267,6 +279,8 @@ class Evaluate(Messenger):
         self.ranks = ranks
         self.keep = keep
         self.hold = hold
+        self.release = release
+        self.released = False
         self.held: Outputs = {}
         self.replay = {name: iter(outputs) for name, outputs in (replay or {}).items()}
         self.kept: Tensor | None = None
@@ -326,7 +340,7 @@ class Evaluate(Messenger):
             log_prob = scale_and_mask(log_prob, 1.0, msg["mask"])
         if isinstance(scale, Tensor) and scale.shape != log_prob.shape:
             log_prob, scale = log_prob * scale, 1.0
-        self.terms.append(Term(name, log_prob, scale, plates))
+        self.terms.append(Term(name, log_prob, scale, plates, msg["is_observed"]))
 
     def told(self) -> Told:
         terms = {term.name: term.log_prob.detach() for term in self.terms}
@@ -368,6 +382,16 @@ class Evaluate(Messenger):
 
     def _pyro_wanted_site(self, msg: Any) -> None:
         msg["value"], msg["done"] = self.keep, True
+
+    def _pyro_release_graph(self, msg: Any) -> None:
+        if self.release is not None:
+            self.release([term for term in self.terms if term.observed])
+            self.released = True
+            self.terms = [
+                term._replace(log_prob=term.log_prob.detach()) if term.observed else term
+                for term in self.terms
+            ]
+        msg["done"] = True
 
     def _pyro_running_mean(self, msg: Any) -> None:
         value, _, _ = msg["args"]

@@ -18,7 +18,13 @@ from torch import Tensor
 
 from bads_ppl.data import Batch
 from bads_ppl.errors import InputError
-from bads_ppl.primitives import Restart, Revert, running_mean, sample_network
+from bads_ppl.primitives import (
+    Restart,
+    Revert,
+    release_graph,
+    running_mean,
+    sample_network,
+)
 from bads_ppl.priors import TotalPrior
 from bads_ppl.program import Parts
 
@@ -83,32 +89,34 @@ def normalised(
     forward = parts.forward(network, train, meta, apart=apart)
     plate = train.plate("train")
     w = parts.weights.sample(train, plate, forward.features)  # before what w does not depend on
+    fixed = w.detach()
+    with plate:
+        pyro.factor("train_loss", -parts.impact.train * fixed * forward.train_loss)  # to theta
+    parts.observe_meta(forward.meta_output, meta, forward.meta_loss)
+    train_loss = forward.train_loss.detach()
+    release_graph()  # theta's, before theta' makes one
     auxiliary_loss = parts.loss(other(train.input), train.target)
-    gain = (auxiliary_loss - forward.train_loss).detach()
+    gain = auxiliary_loss.detach() - train_loss
     if auxiliary != "persistent":
         if centre:
             gain = gain - _mean_over_train_set("mean_gain", gain, train)
         size = running_mean("gain", gain.abs().mean(), window=100, kind="exponential")
         # There is no scale before the companion has parted from theta, by more than by rounding.
-        known = size > ROUNDING * train.total(forward.train_loss.detach()) / train.size
+        known = size > ROUNDING * train.total(train_loss) / train.size
         gain = contrast * known * (gain / (size + 1e-12)).clamp(-clip, clip)
         if loss_contrast > 0:
-            gain = gain - loss_contrast * _scaled_loss(forward.train_loss, train).clamp(-clip, clip)
+            gain = gain - loss_contrast * _scaled_loss(train_loss, train).clamp(-clip, clip)
         gain = gain / (1.0 if prior is None else prior.sparsity)
-    fixed = w.detach()
     with plate:
-        pyro.factor("train_loss", -parts.impact.train * fixed * forward.train_loss)  # to theta
         if auxiliary != "reverted":
             pyro.factor("auxiliary_loss", -parts.impact.train * fixed * auxiliary_loss)  # theta'
         pyro.factor("gain", parts.impact.weight * (w - fixed) * gain)  # to w
     if prior is not None:
         prior.factor(w, train)
-    parts.observe_meta(forward.meta_output, meta, forward.meta_loss)
 
 
 def _scaled_loss(loss: Tensor, train: Batch) -> Tensor:
     """Losses (B,) less the train set's mean loss, over the mean absolute value of that."""
-    loss = loss.detach()
     apart = loss - _mean_over_train_set("mean_loss", loss, train)
     return apart / (_mean_over_train_set("loss_spread", apart.abs(), train) + 1e-12)
 

@@ -208,8 +208,10 @@ def normalised_instance(loop: Loop) -> Step:
         for value in companion:
             value.grad = None
         train, meta = loop.losses(input, target, apart=normed)  # as the companion sees them
+        (loop.up[0] * (w @ train) + loop.up[1] * meta.sum()).backward()
+        # A pass whose activations need not stand beside those of the first one.
         others = functional.cross_entropy(other(input[:count]), target[:count], reduction="none")
-        (loop.up[0] * (w @ (train + others)) + loop.up[1] * meta.sum()).backward()
+        (loop.up[0] * (w @ others)).backward()
         loop.theta_step()
         loop.theta_step(companion)
         table.move(rows, u, w, -gain(train.detach(), others.detach()))

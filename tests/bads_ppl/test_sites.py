@@ -10,11 +10,12 @@ from bads_ppl.errors import InputError
 from bads_ppl.latents import Latents
 from bads_ppl.losses import cross_entropy
 from bads_ppl.preconditioned import PreconditionedSGLD
-from bads_ppl.primitives import plate_sum, sample_network
+from bads_ppl.primitives import plate_sum, release_graph, sample_network
 from bads_ppl.priors import NormalPrior, SparsityPrior
 from bads_ppl.program import Impact, Parts, bind
 from bads_ppl.sgld import SGLD
 from bads_ppl.sites import NetworkSite, evaluation_mode, first_occurrence, zero_mean_scale
+from bads_ppl.tracing import Evaluate
 from bads_ppl.weights import FixedWeights, InstanceWeights, WeightNetwork
 from models import joint, normalised
 
@@ -330,7 +331,7 @@ def test_a_companion_with_equal_parameters_sees_equal_losses(auxiliary):
     assert not torch.allclose(latents.terms["auxiliary_loss"], theirs, atol=1e-2)
 
 
-@pytest.mark.parametrize("auxiliary", [None, "restarted", "reverted"])
+@pytest.mark.parametrize("auxiliary", [None, "persistent", "restarted", "reverted"])
 @pytest.mark.parametrize("importance", [None, torch.linspace(0.5, 2, 6)])
 def test_gradients_without_the_sum_are_those_of_the_potential(importance, auxiliary):
     train, meta = two_sets()
@@ -352,6 +353,123 @@ def test_gradients_without_the_sum_are_those_of_the_potential(importance, auxili
     for mine, other in zip(found(), expected, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(latents.told.potential(), potential.detach())
+
+
+class Bytes:
+    """Counts what backward passes have kept for them, and the most there was at a time."""
+
+    def __init__(self):
+        self.now = self.most = 0
+
+    def hooks(self):
+        def keep(tensor):
+            return Kept(self, tensor)
+
+        return torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept.tensor)
+
+
+class Kept:
+    def __init__(self, count, tensor):
+        self.count, self.tensor, self.size = count, tensor, tensor.nbytes
+        count.now += self.size
+        count.most = max(count.most, count.now)
+
+    def __del__(self):
+        self.count.now -= self.size
+
+
+@pytest.mark.parametrize("weights", ["instance", "network"])
+def test_what_two_chains_keep_for_their_backward_passes_is_not_held_at_once(weights):
+    """As much as `joint` keeps, and not half as much again for the companion's 12 of 18 rows."""
+    train, meta = two_sets()
+
+    def most(model):
+        network = nn.Sequential(nn.Linear(2, 300), nn.Tanh(), nn.Linear(300, 300), nn.Tanh())
+        network.append(nn.Linear(300, 2))
+        source = InstanceWeights(0.3) if weights == "instance" else WeightNetwork(300)
+        latents = find(bind(model, Parts(network, source, SparsityPrior(0.3))))
+        count = Bytes()
+        with count.hooks():
+            latents.backward(train.full(), meta.full())
+        return count.most
+
+    restarted = most(lambda t, m, parts: normalised(t, m, parts, auxiliary="restarted"))
+    assert restarted < 1.1 * most(joint)
+
+
+@pytest.mark.parametrize(
+    "weights, options",
+    [
+        ("instance", {}),
+        ("instance", {"local_steps": 2}),
+        ("instance", {"minibatches": "importance"}),
+        ("network", {}),
+    ],
+)
+def test_steps_that_release_a_graph_are_those_that_keep_it(weights, options, monkeypatch):
+    train, meta = two_sets()
+
+    def state():
+        network = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+        with torch.no_grad():
+            for number, p in enumerate(network.parameters()):
+                p.copy_(torch.linspace(-1, 1 + number, p.numel()).view_as(p))
+        source = InstanceWeights(0.3) if weights == "instance" else WeightNetwork(3)
+        parts = Parts(network, source, SparsityPrior(0.3))
+        program = bind(lambda t, m, parts: normalised(t, m, parts, auxiliary="restarted"), parts)
+        made = kernel(program, train, meta, train_batch=6, meta_batch=4, **options)
+        for _ in range(25):
+            made.step()
+        return made.state_dict()
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        released = state()
+    monkeypatch.setattr(Evaluate, "_pyro_release_graph", lambda self, msg: None)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        kept = state()
+    for name, value in kept.items():
+        torch.testing.assert_close(released[name], value, rtol=1e-6, atol=1e-6)
+
+
+def test_densities_of_latents_are_differentiated_at_the_end():
+    """What follows may use a latent whose density was stated before a graph was released."""
+
+    def program(train, meta):
+        with train.plate("train"):
+            z = pyro.sample("z", dist.LogNormal(torch.zeros(()), torch.ones(())))
+            pyro.factor("before", -(z.detach() ** 2))
+        release_graph()
+        with train.plate("train"):
+            pyro.factor("after", -(z**2))
+
+    latents = find(program)
+    train, meta = two_sets()
+    latents.potential(train.full(), meta.full()).backward()
+    expected = latents.tables["z"].rows.grad.clone()
+    latents.backward(train.full(), meta.full())
+    assert torch.equal(latents.tables["z"].rows.grad, expected) and (expected > 1).all()
+
+
+def test_a_program_that_uses_what_it_released_is_refused():
+    module = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2))
+
+    def program(train, meta, use=lambda loss: loss):
+        network = sample_network("theta", module, NormalPrior())
+        loss = cross_entropy(network(train.input), train.target)
+        with train.plate("train"):
+            pyro.factor("first", -loss)
+        release_graph()
+        with train.plate("train"):
+            pyro.factor("second", -use(loss))
+
+    train, meta = two_sets()
+    made = kernel(program, train, meta)
+    with pytest.raises(InputError, match=r"after release_graph\(\).*detach\(\) what it takes"):
+        made.step()
+    made = kernel(lambda t, m: program(t, m, torch.Tensor.detach), train, meta)
+    made.step()
 
 
 def test_a_state_is_a_copy_and_that_of_another_kind_of_device_is_refused():
