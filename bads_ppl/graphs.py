@@ -9,6 +9,7 @@ the steps in between as they are. Replayed steps draw the numbers that they woul
 
 from __future__ import annotations
 
+import gc
 import logging
 import random
 import warnings
@@ -200,7 +201,8 @@ class Recorder:
 
     What a graph leaves is therefore good until the next graph runs. Work is recorded on the stream
     it will run on, if that is not the device's default: libraries have a workspace for each stream,
-    which chains that run at the same time may not share.
+    which chains that run at the same time may not share. Meanwhile no garbage is collected: a graph
+    of a kernel that is gone would be destroyed, which ends a recording.
     """
 
     def __init__(self, generator: torch.Generator, device: torch.device) -> None:
@@ -212,12 +214,24 @@ class Recorder:
         self.stream = torch.cuda.Stream(device) if default else now
 
     def __call__(self, body: Callable[[], Outcome]) -> tuple[Replay, Outcome]:
-        with torch.cuda.device(self.device):
+        with torch.cuda.device(self.device), garbage_kept():
             graph = torch.cuda.CUDAGraph()
             graph.register_generator_state(self.generator)
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
                 outcome = body()
         return graph.replay, outcome
+
+
+@contextmanager
+def garbage_kept() -> Iterator[None]:
+    """Python collects no cycles of objects that nothing refers to any more."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 @contextmanager

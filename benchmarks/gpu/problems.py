@@ -77,7 +77,7 @@ def images(name: str, batches: tuple[int, int]) -> Problem:
         return step
 
     arms: dict[str, Callable[[], Step]] = {}
-    for method in ("base", JOINT):
+    for method in ("base", JOINT, "by hand: joint, network"):
         arms[method] = lambda method=method: by_hand.BY_HAND[method](loop())
         arms[method + GRAPH] = lambda method=method: recorded(loop(), by_hand.BY_HAND[method])
     arms[BILEVEL] = lambda: by_hand.BY_HAND[BILEVEL](loop())

@@ -1,3 +1,4 @@
+import gc
 import random
 import re
 from contextlib import nullcontext
@@ -21,7 +22,7 @@ from bads_ppl import (
     bind,
 )
 from bads_ppl.errors import InputError
-from bads_ppl.graphs import MOST, Graphs, Outcome, waits
+from bads_ppl.graphs import MOST, Graphs, Outcome, garbage_kept, waits
 from bads_ppl.minibatches import Rows
 from bads_ppl.primitives import running_mean, steps_taken
 from bads_ppl.schedules import Warmdown
@@ -222,6 +223,19 @@ def test_graphs_that_follow_others_have_memory_of_their_own(monkeypatch):
     assert graphs.record is not first
 
 
+@pytest.mark.parametrize("collects", [True, False])
+def test_garbage_is_kept_for_a_while_and_then_collected_as_before(collects):
+    before = gc.isenabled()
+    try:
+        (gc.enable if collects else gc.disable)()
+        with pytest.raises(KeyboardInterrupt), garbage_kept():
+            assert not gc.isenabled()
+            raise KeyboardInterrupt
+        assert gc.isenabled() is collects
+    finally:
+        (gc.enable if before else gc.disable)()
+
+
 def draws(state):
     torch.randn(())
     state["x"].add_(1)
@@ -324,6 +338,34 @@ def test_the_host_waits_for_nothing_in_a_step(name):
         with waits() as found:
             kernel.step()
         assert not found
+
+
+@pytest.mark.gpu
+def test_a_recording_outlives_the_graphs_of_a_kernel_that_is_gone():
+    """Such a kernel is garbage in a cycle, and is collected whenever Python sees fit."""
+    gone, kernel = made("joint", "cuda"), made("joint", "cuda")
+    for _ in range(6):
+        gone.step()
+    assert gone.graphs.graphs
+    record, threshold = kernel.graphs.record, gc.get_threshold()
+
+    def eager(body):
+        def collected():
+            gc.set_threshold(1, 1, 1)  # at the next object
+            return body()
+
+        return record(collected)
+
+    kernel.graphs.record = eager
+    gone.itself = gone
+    gc.set_threshold(1_000_000)
+    del gone
+    try:
+        for _ in range(6):
+            kernel.step()
+    finally:
+        gc.set_threshold(*threshold)
+    assert kernel.graphs.graphs
 
 
 @pytest.mark.gpu

@@ -239,7 +239,7 @@ def test_chains_in_turns_stop_together_and_resume(tmp_path, request):
 @pytest.mark.gpu
 def test_chains_that_run_together_on_a_gpu_are_those_that_run_alone(tmp_path):
     plain = run(tmp_path / "plain", "cuda", workers=1)
-    together = run(tmp_path / "together", "cuda", seen=(order := []))
+    together = run(tmp_path / "together", "cuda", seen=(order := []), workers=None)
     assert order != sorted(order)  # they did run together
     for one, other in zip(together, plain, strict=True):
         np.testing.assert_allclose(one.draws.w, other.draws.w, rtol=1e-4, atol=1e-6)
