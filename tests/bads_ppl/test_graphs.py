@@ -35,6 +35,12 @@ from models.lenet5 import LeNet5
 CLIP = {"theta": 0.3, "w": 3.0}
 
 
+@pytest.fixture(autouse=True)
+def gradients_are_the_same_every_time(monkeypatch):
+    """Else those of convolutions on CUDA differ by rounding, which adapted steps make more of."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+
+
 def simple_mean(train, meta, parts):
     joint(train, meta, parts)
     running_mean("mean", train.total(train.target.float()), window=4, kind="simple")

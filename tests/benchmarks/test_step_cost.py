@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import io
 import json
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks.step_cost import __main__ as command
-from benchmarks.step_cost import by_hand, ours, peers, problems, worker
+from benchmarks.step_cost import by_hand, ours, overhead, peers, problems, worker
 from benchmarks.step_cost.problems import Problem
 from inference.reproduce.cost import WorkerError
 
@@ -148,3 +149,26 @@ def test_methods_take_turns_and_one_that_fails_is_named(monkeypatch):
     assert row["time"] == [12 / 5, (8 / 3 + 12 / 5) / 2, 8 / 3]
     assert row["memory"] == 1.0 and row["held"] == 1.5
     assert "| broken | broken: not installed" in command.table({}, found.failed)
+
+
+def test_operations_are_those_that_compute_and_calls_are_counted():
+    x = torch.ones(3, requires_grad=True)
+
+    def step():
+        x.grad = None
+        torch.empty(2)
+        (x.view(3, 1) * 2).sum().backward()  # the product, the sum, 1, and the product's gradient
+
+    assert overhead.operations(step) == 4
+    assert overhead.calls(lambda: None) < overhead.calls(lambda: [abs(k) for k in range(90)]) - 80
+
+
+def test_the_work_around_the_passes_is_measured_for_every_method(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["overhead", "--rounds", "1"])
+    monkeypatch.setattr(overhead, "PROBLEM", dataclasses.replace(overhead.PROBLEM, steps=2))
+    overhead.main()
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[1].strip() for row in rows] == list(overhead.METHODS)
+    assert all(0 < float(row[2]) <= float(row[3]) <= float(row[4]) for row in rows)
+    operations = {row[1].strip(): int(row[5]) for row in rows}
+    assert operations["base"] < operations["by hand: joint, instance"]
