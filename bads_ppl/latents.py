@@ -172,7 +172,7 @@ class Latents:
         self.zero_grad()
         reverts = [site for site in self.networks.values() if site.moves is not None]
         # Their plate's share of the gradient is told apart at the end.
-        run = self._evaluate(train, meta, held, None if reverts else self.seeds.backward)
+        run = self._evaluate(train, meta, held, None if reverts else self._differentiate)
         rest = run.terms
         for site in reverts:  # one at most
             assert isinstance(site.companion, Revert)
@@ -181,18 +181,22 @@ class Latents:
             rest = [term for term in run.terms if plate not in term.plates]
             self.seeds.backward(part, retain_graph=True)  # a program may share one forward pass
             site.part = [x.clone() for x in self.networks[site.companion.network].slopes()]
-        try:
-            self.seeds.backward(rest)
-        except RuntimeError as failure:
-            if not (run.released and "a second time" in str(failure)):
-                raise
-            raise InputError(
-                "a statement after release_graph() is differentiated through what led to an "
-                "observation before it: detach() what it takes from there, or leave "
-                "release_graph() out"
-            ) from failure
+        self._differentiate(rest)
         if not train.ranks.alone:
             self._join(train, meta)
+
+    def _differentiate(self, terms: list[Term]) -> None:
+        try:
+            self.seeds.backward(terms)
+        except RuntimeError as failure:
+            if "a second time" not in str(failure):
+                raise
+            names = [term.name for term in terms if term.log_prob.requires_grad]
+            raise InputError(
+                f"statements {names} are differentiated through what led to others, whose graph is "
+                "gone: detach() what they share, name all of them in one release_graph(...), or "
+                "leave that out"
+            ) from failure
 
     def _join(self, train: Batch, meta: Batch) -> None:
         """Gradients and statistics become means over processes."""

@@ -210,6 +210,7 @@ class Moves(MCMCKernel):
     def _noise(self, group: str, values: list[Tensor], scale: float) -> list[Tensor]:
         """Numbers from Normal(0, scale) shaped like the values, in one draw.
 
+        They lie in memory as the values do: on CUDA one kernel then moves many values.
         Of values that are shared out each process draws the whole, one after the other.
         """
         shards = self.shards(group)
@@ -226,7 +227,7 @@ class Moves(MCMCKernel):
         if any(value.dtype == torch.float64 for value in values):
             flat = flat.double()  # what the drift is added to
         parts = flat.split_with_sizes(sizes)
-        return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
+        return [_laid_out(part, value) for part, value in zip(parts, values, strict=True)]
 
     def _clip(
         self, group: str, grads: list[Tensor], bound: float, *, by_row: bool
@@ -247,3 +248,10 @@ class Moves(MCMCKernel):
         if self.steps >= self.warmup_steps:
             self.clipped[group] += acted
         return shortened
+
+
+def _laid_out(flat: Tensor, like: Tensor) -> Tensor:
+    """Numbers (M,) as a tensor laid out as another one of M elements, where that is dense."""
+    if like.is_contiguous() or like.is_contiguous(memory_format=torch.channels_last):
+        return flat.as_strided(like.shape, like.stride())
+    return flat.view_as(like)

@@ -8,7 +8,7 @@ NUTS, SVI, none), and a kernel that keeps state over steps may answer it more ch
 - `running_mean`: a statistic averaged over the last steps.
 - `steps_taken`: the number of steps so far, for what changes over a run.
 - `wanted_site`: the site that a program is run for, where that is not a step.
-- `release_graph`: what follows is not differentiated through what led to the observations so far.
+- `release_graph`: nothing else is differentiated through what led to some observations.
 """
 
 from __future__ import annotations
@@ -179,17 +179,25 @@ def _steps_taken() -> int:
     return 0
 
 
-def release_graph() -> None:
-    """Nothing that follows is differentiated through what led to the observations so far.
+def release_graph(*sites: str) -> None:
+    """Nothing else is differentiated through what led to these observations.
 
-    A kernel may take the gradients of these, `pyro.factor` included, here in place of at the
-    program's end, so that what one network's backward pass needs is not held while another one
-    runs. It changes no gradient. What led to them is of use detached only: a program that does
+    A kernel may take their gradients here, in place of at the program's end, so that what one
+    network's backward pass needs is not held while another one runs. The gradients are the same;
+    parameters hold their parts of them from here on. What led to the observations is of use
+    detached only, to all other statements: to later ones, and to the density of a latent that is
+    no network's parameter, which is differentiated at the end. A step of a program that does
     otherwise is refused.
+
+    Nothing is released in a program with a `Revert` companion, and two networks' graphs are held
+    at once where rows of local latents take several steps (`local_steps`).
+
+    Args:
+        sites: names of observed sites and factors stated so far.
     """
-    _release_graph(name="release_graph")
+    _release_graph(*sites, name="release_graph")
 
 
 @effectful(type="release_graph")
-def _release_graph() -> None:
+def _release_graph(*sites: str) -> None:
     return None

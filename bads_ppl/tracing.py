@@ -66,7 +66,6 @@ class Term(NamedTuple):
     log_prob: Tensor  # (...), with its graph
     scale: float | Tensor  # a number, or one shaped like `log_prob`
     plates: frozenset[str] = frozenset()
-    observed: bool = False  # a factor too
 
     def total(self) -> Tensor:
         """The part ()."""
@@ -280,7 +279,6 @@ class Evaluate(Messenger):
         self.keep = keep
         self.hold = hold
         self.release = release
-        self.released = False
         self.held: Outputs = {}
         self.replay = {name: iter(outputs) for name, outputs in (replay or {}).items()}
         self.kept: Tensor | None = None
@@ -340,7 +338,7 @@ class Evaluate(Messenger):
             log_prob = scale_and_mask(log_prob, 1.0, msg["mask"])
         if isinstance(scale, Tensor) and scale.shape != log_prob.shape:
             log_prob, scale = log_prob * scale, 1.0
-        self.terms.append(Term(name, log_prob, scale, plates, msg["is_observed"]))
+        self.terms.append(Term(name, log_prob, scale, plates))
 
     def told(self) -> Told:
         terms = {term.name: term.log_prob.detach() for term in self.terms}
@@ -385,10 +383,10 @@ class Evaluate(Messenger):
 
     def _pyro_release_graph(self, msg: Any) -> None:
         if self.release is not None:
-            self.release([term for term in self.terms if term.observed])
-            self.released = True
+            names = msg["args"]
+            self.release([term for term in self.terms if term.name in names])
             self.terms = [
-                term._replace(log_prob=term.log_prob.detach()) if term.observed else term
+                term._replace(log_prob=term.log_prob.detach()) if term.name in names else term
                 for term in self.terms
             ]
         msg["done"] = True

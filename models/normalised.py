@@ -94,7 +94,7 @@ def normalised(
         pyro.factor("train_loss", -parts.impact.train * fixed * forward.train_loss)  # to theta
     parts.observe_meta(forward.meta_output, meta, forward.meta_loss)
     train_loss = forward.train_loss.detach()
-    release_graph()  # theta's, before theta' makes one
+    release_graph("train_loss", "meta_target")  # theta's, before theta' makes one
     auxiliary_loss = parts.loss(other(train.input), train.target)
     gain = auxiliary_loss.detach() - train_loss
     if auxiliary != "persistent":

@@ -62,7 +62,10 @@ class Loop:
         """A step of SGLD on `values`, under the prior Normal(0, scale)."""
         sizes = [value.numel() for value in values]
         noise = torch.randn(sum(sizes), generator=self.generator, device=values[0].device)
-        parts = [n.view_as(v) for n, v in zip(noise.split(sizes), values, strict=True)]
+        parts = [
+            n.as_strided(v.shape, v.stride())  # in channels_last the layouts would differ else
+            for n, v in zip(noise.split(sizes), values, strict=True)
+        ]
         with torch.no_grad():
             grads = [value.grad for value in values]
             torch._foreach_mul_(values, 1 - 0.5 * eta / scale**2)

@@ -29,10 +29,13 @@ METHODS = (
     "by hand: joint, instance",
     "joint, network",
     "by hand: joint, network",
+    "normalised reverted, instance",
     "normalised restarted, instance",
     "by hand: normalised restarted, instance",
 )
 MAKES_NOTHING = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
+VIEWS = {"_unsafe_view", "unsafe_split_with_sizes"}
+"""Views that torch does not declare as such."""
 
 
 class OneLayer(nn.Module):
@@ -62,7 +65,7 @@ class Operations(TorchDispatchMode):
     ) -> Any:
         results = [one.alias_info for one in operation._schema.returns]
         views = any(alias is not None and not alias.is_write for alias in results)
-        self.count += not views and operation.overloadpacket.__name__ not in MAKES_NOTHING
+        self.count += not views and operation.overloadpacket.__name__ not in MAKES_NOTHING | VIEWS
         return operation(*args, **(kwargs or {}))
 
 

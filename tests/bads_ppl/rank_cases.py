@@ -175,6 +175,9 @@ CASES = {
     "sharded-lora": partial(
         language_model, PreconditionedByParameter, shard=True, tune="lora", checkpoint=True
     ),
+    "sharded-restarted": partial(
+        language_model, ByParameter, partial(normalised, auxiliary="restarted"), shard=True
+    ),
     "normed": partial(made, joint, norm=True),
 }
 """Chains by name."""
@@ -184,7 +187,7 @@ def state(name: str, ranks: Ranks = ALONE) -> dict[str, Tensor]:
     """The state of a chain after some steps, with its weights and its report."""
     kernel = CASES[name](ranks=ranks)
     train, meta = sets()
-    if name in ("lora", "sharded", "sharded-lora"):
+    if name == "lora" or name.startswith("sharded"):
         train, meta = conversations(33, "train"), conversations(9, "meta")
     if name == "restarted-centred":
         train.augment = noisy

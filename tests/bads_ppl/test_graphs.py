@@ -1,6 +1,7 @@
 import gc
 import random
 import re
+import weakref
 from contextlib import nullcontext
 from functools import partial
 
@@ -349,28 +350,32 @@ def test_the_host_waits_for_nothing_in_a_step(name):
 @pytest.mark.gpu
 def test_a_recording_outlives_the_graphs_of_a_kernel_that_is_gone():
     """Such a kernel is garbage in a cycle, and is collected whenever Python sees fit."""
-    gone, kernel = made("joint", "cuda"), made("joint", "cuda")
-    for _ in range(6):
-        gone.step()
-    assert gone.graphs.graphs
-    record, threshold = kernel.graphs.record, gc.get_threshold()
-
-    def eager(body):
-        def collected():
-            gc.set_threshold(1, 1, 1)  # at the next object
-            return body()
-
-        return record(collected)
-
-    kernel.graphs.record = eager
-    gone.itself = gone
+    threshold = gc.get_threshold()
     gc.set_threshold(1_000_000)
-    del gone
     try:
+        gone, kernel = made("joint", "cuda"), made("joint", "cuda")
+        for _ in range(6):
+            gone.step()
+        assert gone.graphs.graphs
+        record = kernel.graphs.record
+
+        def eager(body):
+            def collected():
+                gc.set_threshold(1, 1, 1)  # at the next object
+                return body()
+
+            return record(collected)
+
+        kernel.graphs.record = eager
+        gone.itself, alive = gone, weakref.ref(gone)
+        del gone
+        assert alive() is not None
         for _ in range(6):
             kernel.step()
     finally:
         gc.set_threshold(*threshold)
+    gc.collect()
+    assert alive() is None
     assert kernel.graphs.graphs
 
 

@@ -103,6 +103,29 @@ def test_the_noise_of_a_row_that_occurs_twice_is_that_of_one_larger_step():
     assert torch.allclose(found, torch.tensor([0.2 * 1.0, 0.2 * 1.5]), rtol=0.07)
 
 
+def test_noise_lies_in_memory_as_the_values_do():
+    """Every number is used once, in whatever order; values that overlap share none."""
+    kernel = made()
+    images = torch.empty(4, 3, 2, 2)
+    values = [
+        images.to(memory_format=torch.channels_last),
+        torch.empty(3, 1, 2, 2).to(memory_format=torch.channels_last),
+        torch.empty(5, 2),
+        torch.empty(2, 5).t(),
+        torch.empty(3, 1).expand(3, 4),
+        torch.empty(()),
+    ]
+    g = generator(1)
+    g.set_state(kernel.generator.get_state())
+    found = kernel._noise("theta", values, 2.0)
+    drawn = 2 * torch.randn(sum(value.numel() for value in values), generator=g)
+    parts = drawn.split([value.numel() for value in values])
+    for part, value, wanted in zip(found, values, parts, strict=True):
+        assert part.shape == value.shape
+        assert torch.equal(part.flatten().sort().values, wanted.sort().values)
+    assert [x.stride() for x in found[:3]] == [x.stride() for x in values[:3]]
+
+
 def test_extra_local_steps_come_before_the_step_of_all_groups():
     train, meta = data()
     kernel = made(temperature=0.0, local_steps=3, train_batch=12, meta_batch=6)

@@ -331,17 +331,25 @@ def test_a_companion_with_equal_parameters_sees_equal_losses(auxiliary):
     assert not torch.allclose(latents.terms["auxiliary_loss"], theirs, atol=1e-2)
 
 
+def laplace(name, parameter):
+    return dist.Laplace(torch.zeros_like(parameter), 0.5).to_event()
+
+
 @pytest.mark.parametrize("auxiliary", [None, "persistent", "restarted", "reverted"])
 @pytest.mark.parametrize("importance", [None, torch.linspace(0.5, 2, 6)])
-def test_gradients_without_the_sum_are_those_of_the_potential(importance, auxiliary):
+@pytest.mark.parametrize("prior", [NormalPrior(0.5), laplace])
+def test_gradients_without_the_sum_are_those_of_the_potential(prior, importance, auxiliary):
     train, meta = two_sets()
     options = {} if auxiliary is None else {"auxiliary": auxiliary}
     model = joint if auxiliary is None else normalised
     network = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2))
-    parts = Parts(network, InstanceWeights(0.3), SparsityPrior(0.3, scale=2.0), impact=Impact(2, 3))
+    sparsity, impact = SparsityPrior(0.3, scale=2.0), Impact(2, 3)
+    parts = Parts(network, InstanceWeights(0.3), sparsity, prior=prior, impact=impact)
     latents = find(bind(lambda t, m, parts: model(t, m, parts, **options), parts))
     batch, others = train.batch(torch.arange(6), importance), meta.full()
     leaves = list(network.parameters())
+    if auxiliary in ("persistent", "restarted"):
+        leaves += parts.auxiliary.parameters()
 
     def found():
         return [leaf.grad.clone() for leaf in [*leaves, latents.tables["w"].rows]]
@@ -380,14 +388,19 @@ class Kept:
 
 @pytest.mark.parametrize("weights", ["instance", "network"])
 def test_what_two_chains_keep_for_their_backward_passes_is_not_held_at_once(weights):
-    """As much as `joint` keeps, and not half as much again for the companion's 12 of 18 rows."""
-    train, meta = two_sets()
+    """As much as `joint` keeps, and not two thirds more for the companion's 120 of 180 rows."""
+    g = generator()
+    train, meta = (
+        Data(torch.randn(size, 2, generator=g), torch.zeros(size).long(), name=name)
+        for size, name in ((120, "train"), (60, "meta"))
+    )
 
     def most(model):
-        network = nn.Sequential(nn.Linear(2, 300), nn.Tanh(), nn.Linear(300, 300), nn.Tanh())
-        network.append(nn.Linear(300, 2))
-        source = InstanceWeights(0.3) if weights == "instance" else WeightNetwork(300)
-        latents = find(bind(model, Parts(network, source, SparsityPrior(0.3))))
+        layers = [nn.Linear(2, 8), *(nn.Tanh() for _ in range(40)), nn.Linear(8, 2)]
+        network = nn.Sequential(*layers)  # many activations and few parameters
+        source = InstanceWeights(0.3) if weights == "instance" else WeightNetwork(8)
+        program = bind(model, Parts(network, source, SparsityPrior(0.3)))
+        latents = Latents.find(program, train.full(), meta.full())
         count = Bytes()
         with count.hooks():
             latents.backward(train.full(), meta.full())
@@ -440,7 +453,7 @@ def test_densities_of_latents_are_differentiated_at_the_end():
         with train.plate("train"):
             z = pyro.sample("z", dist.LogNormal(torch.zeros(()), torch.ones(())))
             pyro.factor("before", -(z.detach() ** 2))
-        release_graph()
+        release_graph("before")
         with train.plate("train"):
             pyro.factor("after", -(z**2))
 
@@ -452,24 +465,41 @@ def test_densities_of_latents_are_differentiated_at_the_end():
     assert torch.equal(latents.tables["z"].rows.grad, expected) and (expected > 1).all()
 
 
-def test_a_program_that_uses_what_it_released_is_refused():
+@pytest.mark.parametrize("again", [(), ("second",)])
+def test_a_program_that_uses_what_it_released_is_refused(again):
     module = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2))
 
-    def program(train, meta, use=lambda loss: loss):
+    def program(train, meta, use=lambda loss: loss, first=("first",), last=again):
         network = sample_network("theta", module, NormalPrior())
         loss = cross_entropy(network(train.input), train.target)
         with train.plate("train"):
             pyro.factor("first", -loss)
-        release_graph()
+        release_graph(*first)
         with train.plate("train"):
             pyro.factor("second", -use(loss))
+        release_graph(*last)
 
     train, meta = two_sets()
     made = kernel(program, train, meta)
-    with pytest.raises(InputError, match=r"after release_graph\(\).*detach\(\) what it takes"):
+    message = r"\['second'\] are .* gone: detach\(\) what they share"
+    with pytest.raises(InputError, match=message):
         made.step()
-    made = kernel(lambda t, m: program(t, m, torch.Tensor.detach), train, meta)
-    made.step()
+    kernel(lambda t, m: program(t, m, torch.Tensor.detach), train, meta).step()
+    kernel(lambda t, m: program(t, m, first=(), last=("first", "second")), train, meta).step()
+
+
+def test_factors_of_the_weights_do_not_hinder_a_release():
+    class Spread(InstanceWeights):
+        def sample(self, train, plate, features=None):
+            w = super().sample(train, plate, features)
+            with plate:
+                pyro.factor("spread", w * (1 - w))
+            return w
+
+    train, meta = two_sets()
+    parts = Parts(nn.Linear(2, 2), Spread(0.3), SparsityPrior(0.3))
+    program = bind(lambda t, m, parts: normalised(t, m, parts, auxiliary="restarted"), parts)
+    kernel(program, train, meta).step()
 
 
 def test_a_state_is_a_copy_and_that_of_another_kind_of_device_is_refused():
