@@ -38,6 +38,7 @@ from bads_ppl.draws import DrawWriter, read_draws
 from bads_ppl.kernel import MinibatchKernel
 from bads_ppl.moments import moments
 from bads_ppl.monitors import ThetaMonitor
+from benchmarks.arguments import positive
 from models import joint
 
 SIZES = (10**4, 10**5, 10**6, 10**7)
@@ -245,12 +246,12 @@ def table(rows: list[dict[str, Any]], **columns: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--sizes", type=positive, nargs="+", default=SIZES)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("--chains", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--steps", type=int, default=100, help="of a turn, and of each chain")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--draws", type=int, default=8, help="of a chain")
+    parser.add_argument("--chains", type=positive, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--steps", type=positive, default=100, help="of a turn, and of each chain")
+    parser.add_argument("--rounds", type=positive, default=9)
+    parser.add_argument("--draws", type=positive, default=8, help="of a chain")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", choices=["size", "chains"], help=argparse.SUPPRESS)

@@ -1,5 +1,6 @@
 """What the benchmarks of whole runs print."""
 
+import importlib
 import re
 
 import pytest
@@ -44,3 +45,24 @@ def test_four_chains_are_compared_with_one(monkeypatch, capsys):
     found = rows(capsys.readouterr().out)
     assert re.fullmatch(r"\d+\.\d\d", found["one after the other"][1])
     assert float(found["one after the other"][1]) > 1
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("step_cost.__main__", "--rounds"),
+        ("step_cost.overhead", "--rounds"),
+        ("gpu.__main__", "--rounds"),
+        ("scale", "--sizes"),
+        ("chains_side_by_side", "--thinning"),
+        ("diagnostics_cost", "--draws"),
+        ("nuts_agreement", "--seeds"),
+    ],
+)
+@pytest.mark.parametrize(("given", "said"), [("0", "at least 1, got 0"), ("x", "'x'")])
+def test_counts_that_are_none_are_refused(name, option, given, said, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [name, option, given])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"benchmarks.{name}").main()
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
