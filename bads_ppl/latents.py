@@ -116,7 +116,7 @@ class Latents:
         train: Batch,
         meta: Batch,
         held: Outputs | None = None,
-        release: Callable[[list[Term]], None] | None = None,
+        release: Callable[[list[Term], list[str]], None] | None = None,
     ) -> Evaluate:
         look = Evaluate(self, replay=held, release=release, ranks=train.ranks)
         with pyro.validation_enabled(False), look as run:
@@ -181,21 +181,22 @@ class Latents:
             rest = [term for term in run.terms if plate not in term.plates]
             self.seeds.backward(part, retain_graph=True)  # a program may share one forward pass
             site.part = [x.clone() for x in self.networks[site.companion.network].slopes()]
-        self._differentiate(rest)
+        self._differentiate(rest, run.released)
         if not train.ranks.alone:
             self._join(train, meta)
 
-    def _differentiate(self, terms: list[Term]) -> None:
+    def _differentiate(self, terms: list[Term], released: list[str]) -> None:
+        """Add gradients of terms, some time after those of the sites in `released` were taken."""
         try:
             self.seeds.backward(terms)
         except RuntimeError as failure:
-            if "a second time" not in str(failure):
+            if not released or "a second time" not in str(failure):
                 raise
             names = [term.name for term in terms if term.log_prob.requires_grad]
             raise InputError(
-                f"statements {names} are differentiated through what led to others, whose graph is "
-                "gone: detach() what they share, name all of them in one release_graph(...), or "
-                "leave that out"
+                f"a statement among {names} is differentiated through what led to one among "
+                f"{released}, whose graph release_graph() let go of: detach() what they share, or "
+                "leave release_graph() out"
             ) from failure
 
     def _join(self, train: Batch, meta: Batch) -> None:

@@ -251,7 +251,7 @@ class Moves(MCMCKernel):
 
 
 def _laid_out(flat: Tensor, like: Tensor) -> Tensor:
-    """Numbers (M,) as a tensor laid out as another one of M elements, where that is dense."""
+    """Numbers (M,) like a tensor, laid out alike if that is contiguous or in channels_last."""
     if like.is_contiguous() or like.is_contiguous(memory_format=torch.channels_last):
         return flat.as_strided(like.shape, like.stride())
     return flat.view_as(like)

@@ -179,7 +179,7 @@ def _steps_taken() -> int:
     return 0
 
 
-def release_graph(*sites: str) -> None:
+def release_graph(site: str, *others: str) -> None:
     """Nothing else is differentiated through what led to these observations.
 
     A kernel may take their gradients here, in place of at the program's end, so that what one
@@ -189,13 +189,18 @@ def release_graph(*sites: str) -> None:
     no network's parameter, which is differentiated at the end. A step of a program that does
     otherwise is refused.
 
-    Nothing is released in a program with a `Revert` companion, and two networks' graphs are held
-    at once where rows of local latents take several steps (`local_steps`).
+    It saves nothing in a program with a `Revert` companion, whose gradients are all taken at the
+    end, and where rows of local latents take several steps (`local_steps`), for which the outputs
+    of all networks are held.
 
     Args:
-        sites: names of observed sites and factors stated so far.
+        site: name of an observed site or factor stated before.
+        others: further ones.
+
+    Raises:
+        InputError: under `SGLD` and its like, if no such site was stated.
     """
-    _release_graph(*sites, name="release_graph")
+    _release_graph(site, *others, name="release_graph")
 
 
 @effectful(type="release_graph")

@@ -259,7 +259,8 @@ class Evaluate(Messenger):
         keep: site that the program is run for.
         hold: keep the networks' outputs, in `held`.
         replay: outputs to take in place of calls of the networks.
-        release: takes the gradients of terms whose graph the program lets go of; None: it is kept.
+        release: takes the gradients of terms whose graph the program lets go of, given the names of
+            those before; None: it is kept.
         ranks: processes that have the batch's other rows.
     """
 
@@ -270,7 +271,7 @@ class Evaluate(Messenger):
         keep: str | None = None,
         hold: bool = False,
         replay: Outputs | None = None,
-        release: Callable[[list[Term]], None] | None = None,
+        release: Callable[[list[Term], list[str]], None] | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
@@ -279,6 +280,7 @@ class Evaluate(Messenger):
         self.keep = keep
         self.hold = hold
         self.release = release
+        self.released: list[str] = []
         self.held: Outputs = {}
         self.replay = {name: iter(outputs) for name, outputs in (replay or {}).items()}
         self.kept: Tensor | None = None
@@ -382,9 +384,16 @@ class Evaluate(Messenger):
         msg["value"], msg["done"] = self.keep, True
 
     def _pyro_release_graph(self, msg: Any) -> None:
+        names = set(msg["args"])
+        unknown = sorted(names - {term.name for term in self.terms})
+        if unknown:
+            raise InputError(
+                f"release_graph() names {unknown}, which no statement before it does: those are "
+                f"{[term.name for term in self.terms]}"
+            )
         if self.release is not None:
-            names = msg["args"]
-            self.release([term for term in self.terms if term.name in names])
+            self.release([term for term in self.terms if term.name in names], self.released)
+            self.released += sorted(names)
             self.terms = [
                 term._replace(log_prob=term.log_prob.detach()) if term.name in names else term
                 for term in self.terms

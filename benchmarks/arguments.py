@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 
-def positive(text: str) -> int:
+def positive_integer(text: str) -> int:
     """A whole number of at least 1.
 
     Raises:

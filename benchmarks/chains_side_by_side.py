@@ -25,7 +25,7 @@ from bads_ppl.monitors import ThetaMonitor
 from bads_ppl.select import CLIP
 from bads_ppl.sgld import SGLD
 from bads_ppl.weights import InstanceWeights
-from benchmarks.arguments import positive
+from benchmarks.arguments import positive_integer
 from models import normalised
 from models.lenet5 import LeNet5
 
@@ -72,9 +72,9 @@ def seconds(train: Data, meta: Data, chains: int, workers: int, plan: Plan) -> f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=positive, default=300, help="of each chain")
-    parser.add_argument("--thinning", type=positive, default=10, help="steps between draws")
-    parser.add_argument("--rounds", type=positive, default=5)
+    parser.add_argument("--steps", type=positive_integer, default=300, help="of each chain")
+    parser.add_argument("--thinning", type=positive_integer, default=10, help="steps between draws")
+    parser.add_argument("--rounds", type=positive_integer, default=5)
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     device = resolve_device(options.device)

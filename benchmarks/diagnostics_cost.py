@@ -16,7 +16,7 @@ import numpy as np
 
 from bads_ppl.diagnostics import diagnose
 from bads_ppl.draws import DrawWriter, read_draws
-from benchmarks.arguments import positive
+from benchmarks.arguments import positive_integer
 
 
 def write_chain(folder: Path, draws: int, points: int, seed: int) -> None:
@@ -32,9 +32,9 @@ def write_chain(folder: Path, draws: int, points: int, seed: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--chains", type=positive, default=4)
-    parser.add_argument("--draws", type=positive, default=400)
-    parser.add_argument("--points", type=positive, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--chains", type=positive_integer, default=4)
+    parser.add_argument("--draws", type=positive_integer, default=400)
+    parser.add_argument("--points", type=positive_integer, nargs="+", default=[10_000, 100_000])
     options = parser.parse_args()
     print("| points | seconds | peak memory, MiB |\n|---|---|---|")
     for points in sorted(options.points):

@@ -37,7 +37,7 @@ from bads_ppl import (
 )
 from bads_ppl.atomic import atomic_path
 from bads_ppl.plots import save
-from benchmarks.arguments import positive
+from benchmarks.arguments import positive_integer
 from models import joint
 
 TRAIN, META = 20, 10
@@ -164,11 +164,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("runs/nuts_agreement"))
-    parser.add_argument("--samples", type=positive, default=4000, help="NUTS draws")
+    parser.add_argument("--samples", type=positive_integer, default=4000, help="NUTS draws")
     parser.add_argument(
-        "--steps", type=positive, default=20_000, help="SGLD steps; more below eta = 0.02"
+        "--steps", type=positive_integer, default=20_000, help="SGLD steps; more below eta = 0.02"
     )
-    parser.add_argument("--seeds", type=positive, default=3)
+    parser.add_argument("--seeds", type=positive_integer, default=3)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "nuts_agreement.csv"

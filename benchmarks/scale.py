@@ -38,7 +38,7 @@ from bads_ppl.draws import DrawWriter, read_draws
 from bads_ppl.kernel import MinibatchKernel
 from bads_ppl.moments import moments
 from bads_ppl.monitors import ThetaMonitor
-from benchmarks.arguments import positive
+from benchmarks.arguments import positive_integer
 from models import joint
 
 SIZES = (10**4, 10**5, 10**6, 10**7)
@@ -246,22 +246,25 @@ def table(rows: list[dict[str, Any]], **columns: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sizes", type=positive, nargs="+", default=SIZES)
+    parser.add_argument("--sizes", type=positive_integer, nargs="+", default=SIZES)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("--chains", type=positive, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--steps", type=positive, default=100, help="of a turn, and of each chain")
-    parser.add_argument("--rounds", type=positive, default=9)
-    parser.add_argument("--draws", type=positive, default=8, help="of a chain")
+    parser.add_argument("--chains", type=positive_integer, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument(
+        "--steps", type=positive_integer, default=100, help="of a turn and of a chain"
+    )
+    parser.add_argument("--rounds", type=positive_integer, default=9)
+    parser.add_argument("--draws", type=positive_integer, default=8, help="of a chain")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--worker", choices=["size", "chains"], help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=["size", "bare", "chains"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     sizes = sorted(options.sizes)
     with tempfile.TemporaryDirectory(dir=options.folder) as inside:
         folder = Path(inside)
-        if options.worker == "size":
-            print(json.dumps(one_size(sizes[0], options.arms[0], options.draws, folder)))
+        if options.worker in ("size", "bare"):
+            draws = options.draws if options.worker == "size" else 0
+            print(json.dumps(one_size(sizes[0], options.arms[0], draws, folder)))
             return
         if options.worker == "chains":
             print(json.dumps(chain_times(sizes[0], options.chains, options.steps, folder)))
@@ -271,8 +274,8 @@ def main() -> None:
     costs = []
     for size in tqdm(sizes, desc="sizes", disable=not sys.stderr.isatty()):
         for arm in options.arms:  # draws are the same of all
-            draws = options.draws if arm == options.arms[0] else 0
-            costs.append(fresh("size", size, options, arms=arm, draws=str(draws)))
+            task = "size" if arm == options.arms[0] else "bare"
+            costs.append(fresh(task, size, options, arms=arm, draws=str(options.draws)))
     form = dict.fromkeys(("state_bytes", "peak_bytes", "draw_bytes", "checkpoint_bytes"), "{:.1f}")
     print(table(costs, size="{:,}", arm="{}", startup_cpu_s="{:.2f}", startup_s="{:.2f}", **form))
     form = {"statistics_bytes": "{:.0f}", "statistics_peak_bytes": "{:.1f}"}

@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from bads_ppl.atomic import atomic_path
 from bads_ppl.graphs import waits
-from benchmarks.arguments import positive
+from benchmarks.arguments import positive_integer
 from benchmarks.gpu import floors
 from benchmarks.gpu.floors import milliseconds
 from benchmarks.gpu.problems import PROBLEMS, Problem
@@ -115,7 +115,7 @@ def table(problem: Problem, found: dict[str, Found]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--problem", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
-    parser.add_argument("--rounds", type=positive, default=9)
+    parser.add_argument("--rounds", type=positive_integer, default=9)
     parser.add_argument("--json", type=Path, help="write all blocks and rates here")
     options = parser.parse_args()
     if not torch.cuda.is_available():

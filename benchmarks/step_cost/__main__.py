@@ -13,7 +13,7 @@ from typing import Any
 
 from bads_ppl.atomic import atomic_path
 from bads_ppl.device import resolve_device
-from benchmarks.arguments import positive
+from benchmarks.arguments import positive_integer
 from benchmarks.step_cost.problems import PROBLEMS
 from benchmarks.step_cost.worker import METHODS
 from inference.reproduce.cost import StepProcess, WorkerError
@@ -111,7 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step_cost", description=__doc__)
     parser.add_argument("--problem", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
     parser.add_argument("--method", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--rounds", type=positive, default=15)
+    parser.add_argument("--rounds", type=positive_integer, default=15)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, help="write all blocks and what is made of them here")
     options = parser.parse_args()

@@ -63,7 +63,7 @@ class Loop:
         sizes = [value.numel() for value in values]
         noise = torch.randn(sum(sizes), generator=self.generator, device=values[0].device)
         parts = [
-            n.as_strided(v.shape, v.stride())  # in channels_last the layouts would differ else
+            n.as_strided(v.shape, v.stride())  # channels_last would otherwise differ from it
             for n, v in zip(noise.split(sizes), values, strict=True)
         ]
         with torch.no_grad():

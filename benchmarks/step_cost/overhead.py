@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.arguments import positive
+from benchmarks.arguments import positive_integer
 from benchmarks.step_cost import by_hand, ours
 from benchmarks.step_cost.problems import Problem
 from inference.reproduce.steps import Step
@@ -116,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.step_cost.overhead", description=__doc__
     )
-    parser.add_argument("--rounds", type=positive, default=15)
+    parser.add_argument("--rounds", type=positive_integer, default=15)
     options = parser.parse_args()
     torch.set_num_threads(1)
     print("| step | ms: min | median | max | operations | calls |\n|---|---|---|---|---|---|")

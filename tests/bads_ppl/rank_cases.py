@@ -111,10 +111,10 @@ def conversations(size: int, name: str) -> Data:
 
 
 class ByParameter(SGLD):
-    """Draws the noise of theta parameter by parameter, as it is drawn where theta is sharded."""
+    """Draws the noise of networks parameter by parameter, as where these are sharded."""
 
     def _noise(self, group: str, values: list[Tensor], scale: float) -> list[Tensor]:
-        if group != "theta" or self.shards(group) is not None:
+        if group not in ("theta", "auxiliary") or self.shards(group) is not None:
             return super()._noise(group, values, scale)
         draws = [torch.empty(value.shape) for value in values]
         return [draw.normal_(0, scale, generator=self.generator) for draw in draws]
@@ -176,7 +176,10 @@ CASES = {
         language_model, PreconditionedByParameter, shard=True, tune="lora", checkpoint=True
     ),
     "sharded-restarted": partial(
-        language_model, ByParameter, partial(normalised, auxiliary="restarted"), shard=True
+        language_model,
+        ByParameter,
+        partial(normalised, auxiliary="restarted", window=3),
+        shard=True,
     ),
     "normed": partial(made, joint, norm=True),
 }

@@ -3,7 +3,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from torch import nn
+from torch import Tensor, nn
 
 from bads_ppl.data import Data
 from bads_ppl.errors import InputError
@@ -465,27 +465,56 @@ def test_densities_of_latents_are_differentiated_at_the_end():
     assert torch.equal(latents.tables["z"].rows.grad, expected) and (expected > 1).all()
 
 
-@pytest.mark.parametrize("again", [(), ("second",)])
-def test_a_program_that_uses_what_it_released_is_refused(again):
+def lets_go(train, meta, *, released, use=lambda loss: loss):
+    """States three factors of one network's loss, and after each one releases those listed."""
     module = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2))
-
-    def program(train, meta, use=lambda loss: loss, first=("first",), last=again):
-        network = sample_network("theta", module, NormalPrior())
-        loss = cross_entropy(network(train.input), train.target)
+    network = sample_network("theta", module, NormalPrior())
+    loss = cross_entropy(network(train.input), train.target)
+    for name, names in zip(("first", "second", "third"), released, strict=True):
         with train.plate("train"):
-            pyro.factor("first", -loss)
-        release_graph(*first)
-        with train.plate("train"):
-            pyro.factor("second", -use(loss))
-        release_graph(*last)
+            pyro.factor(name, -(loss if name == "first" else use(loss)))
+        if names:
+            release_graph(*names)
 
+
+@pytest.mark.parametrize(
+    "released, refused",
+    [
+        ((["first"], [], []), r"\['second', 'third'\] is .* one among \['first'\]"),
+        ((["first"], ["second"], []), r"\['second'\] is .* one among \['first'\]"),
+        (([], ["first", "second"], []), r"\['third'\] is .* one among \['first', 'second'\]"),
+    ],
+)
+def test_a_program_that_uses_what_it_released_is_refused(released, refused):
     train, meta = two_sets()
-    made = kernel(program, train, meta)
-    message = r"\['second'\] are .* gone: detach\(\) what they share"
-    with pytest.raises(InputError, match=message):
+    made = kernel(lambda t, m: lets_go(t, m, released=released), train, meta)
+    with pytest.raises(InputError, match=refused + r", whose graph .*: detach\(\) what they share"):
         made.step()
-    kernel(lambda t, m: program(t, m, torch.Tensor.detach), train, meta).step()
-    kernel(lambda t, m: program(t, m, first=(), last=("first", "second")), train, meta).step()
+    kernel(lambda t, m: lets_go(t, m, released=released, use=Tensor.detach), train, meta).step()
+    all_at_once = ([], [], ["first", "second", "third"])
+    kernel(lambda t, m: lets_go(t, m, released=all_at_once), train, meta).step()
+
+
+def test_releasing_what_was_not_stated_is_refused():
+    train, meta = two_sets()
+    made = kernel(lambda t, m: lets_go(t, m, released=(["frist"], [], [])), train, meta)
+    with pytest.raises(InputError, match=r"names \['frist'\], .* those are \['first'\]"):
+        made.step()
+
+
+def test_a_graph_that_the_program_itself_kept_is_no_matter_of_releases():
+    kept = []
+
+    def program(train, meta):
+        network = sample_network("theta", nn.Linear(2, 2), NormalPrior())
+        kept.append(cross_entropy(network(train.input), train.target))
+        with train.plate("train"):
+            pyro.factor("loss", -kept[0])
+
+    with pytest.raises(RuntimeError, match="a second time"):
+        made = kernel(program, *two_sets())
+        kept.clear()
+        made.step(), made.step()
 
 
 def test_factors_of_the_weights_do_not_hinder_a_release():

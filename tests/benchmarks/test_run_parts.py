@@ -1,12 +1,13 @@
 """What the benchmarks of whole runs print."""
 
 import importlib
+import json
 import re
 
 import pytest
 
 from bads_ppl.errors import InputError
-from benchmarks import chains_side_by_side, run_cost
+from benchmarks import chains_side_by_side, run_cost, scale
 
 
 def rows(text: str) -> dict[str, list[str]]:
@@ -60,9 +61,23 @@ def test_four_chains_are_compared_with_one(monkeypatch, capsys):
     ],
 )
 @pytest.mark.parametrize(("given", "said"), [("0", "at least 1, got 0"), ("x", "'x'")])
-def test_counts_that_are_none_are_refused(name, option, given, said, monkeypatch, capsys):
+def test_counts_below_one_and_words_are_refused(name, option, given, said, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", [name, option, given])
     with pytest.raises(SystemExit) as ended:
         importlib.import_module(f"benchmarks.{name}").main()
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_cost_of_many_points_is_told_for_every_size_and_arm(monkeypatch, capsys, tmp_path):
+    arguments = "scale --sizes 200 400 --arms uniform importance --chains 1 --steps 2 --rounds 1"
+    arguments += f" --draws 2 --folder {tmp_path} --json {tmp_path / 'found.json'}"
+    monkeypatch.setattr("sys.argv", arguments.split())
+    scale.main()
+    found = json.loads((tmp_path / "found.json").read_text())
+    arms = [(size, arm) for size in (200, 400) for arm in ("uniform", "importance")]
+    assert [(row["size"], row["arm"]) for row in found["steps"]] == arms
+    assert [(row["size"], row["arm"]) for row in found["costs"]] == arms
+    assert [row["arm"] for row in found["costs"] if "diagnostics_cpu_s" in row] == ["uniform"] * 2
+    assert [(row["size"], row["chains"]) for row in found["chains"]] == [(200, 1), (400, 1)]
+    assert "| 400 | importance |" in capsys.readouterr().out

@@ -20,10 +20,12 @@ from inference.reproduce.cost import WorkerError
 class Small(nn.Module):
     def __init__(self):
         super().__init__()
+        self.maps = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 4, 2))
         self.first, self.norm, self.head = nn.Linear(36, 16), nn.BatchNorm1d(16), nn.Linear(16, 10)
+        self.to(memory_format=torch.channels_last)  # noise is drawn in that order
 
     def forward(self, images):
-        return self.head(self.norm(self.first(images.flatten(1))).relu())
+        return self.head(self.norm(self.first(self.maps(images).flatten(1))).relu())
 
 
 SMALL = Problem(Small, (1, 6, 6), 64, 24, (16, 8), 3)
