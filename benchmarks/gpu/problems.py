@@ -25,7 +25,7 @@ from bads_ppl import (
 )
 from bads_ppl.program import embedding_layer, join
 from benchmarks.step_cost import by_hand, ours, problems
-from benchmarks.step_cost.by_hand import Loop
+from benchmarks.step_cost.by_hand import Loop, batched
 from benchmarks.step_cost.problems import SCALE, SEED, SPARSITY
 from inference.reproduce.steps import Step
 from models import joint
@@ -79,7 +79,9 @@ def images(name: str, batches: tuple[int, int]) -> Problem:
     arms: dict[str, Callable[[], Step]] = {}
     for method in ("base", JOINT, "by hand: joint, network"):
         arms[method] = lambda method=method: by_hand.BY_HAND[method](loop())
-        arms[method + GRAPH] = lambda method=method: recorded(loop(), by_hand.BY_HAND[method])
+        arms[method + GRAPH] = lambda method=method: recorded(
+            [loop()], lambda each, method=method: by_hand.BY_HAND[method](each[0])
+        )
     arms[BILEVEL] = lambda: by_hand.BY_HAND[BILEVEL](loop())
     arms["joint, instance, without graphs"] = lambda: kernel("joint, instance", False)
     for method in (
@@ -100,11 +102,13 @@ def images(name: str, batches: tuple[int, int]) -> Problem:
     )
 
 
-def recorded(loop: Loop, make: Callable[[Loop], Step]) -> Step:
-    """A hand-written step as a CUDA graph that reads its rows from the same place every time."""
-    own = [next(rows).clone() for rows in loop.rows]
-    fresh, loop.rows = loop.rows, tuple(itertools.repeat(rows) for rows in own)
-    step = make(loop)
+def recorded(loops: list[Loop], make: Callable[[list[Loop]], Step]) -> Step:
+    """A hand-written step as a CUDA graph that reads its rows from the same places every time."""
+    fresh = [rows for loop in loops for rows in loop.rows]
+    own = [next(rows).clone() for rows in fresh]
+    for loop, start in zip(loops, range(0, len(own), 2), strict=True):
+        loop.rows = tuple(itertools.repeat(rows) for rows in own[start : start + 2])
+    step = make(loops)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -112,7 +116,8 @@ def recorded(loop: Loop, make: Callable[[Loop], Step]) -> Step:
             step()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    graph.register_generator_state(loop.generator)
+    for loop in loops:
+        graph.register_generator_state(loop.generator)
     with torch.cuda.graph(graph):
         step()
 
@@ -122,6 +127,60 @@ def recorded(loop: Loop, make: Callable[[Loop], Step]) -> Step:
         graph.replay()
 
     return replay
+
+
+# ------------------------------------------------------------------------------------- chains
+
+
+def chains(name: str, batches: tuple[int, int], count: int) -> Problem:
+    """Hand-written steps of so many chains, in every way that lets a device run them together."""
+    one = images(name, batches)
+    problem = replace(problems.PROBLEMS[name], batches=batches)
+    sets = problem.sets(CUDA)
+
+    def loops() -> list[Loop]:
+        return [Loop(problem.build(CUDA), *sets, batches, generator()) for _ in range(count)]
+
+    make = by_hand.BY_HAND[JOINT]
+    arms = {
+        JOINT + GRAPH: one.arms[JOINT + GRAPH],
+        f"{count} chains, a graph and a stream each": lambda: beside(loops(), make),
+        f"{count} chains, branches of one graph": lambda: recorded(
+            loops(), lambda each: branches([make(loop) for loop in each])
+        ),
+        f"{count} chains, one batch of kernels as a graph": lambda: recorded(loops(), batched),
+    }
+    return replace(one, arms=arms)
+
+
+def beside(loops: list[Loop], make: Callable[[Loop], Step]) -> Step:
+    """A step of each, on a stream of its own, without waiting for one another."""
+    streams = [torch.cuda.Stream() for _ in loops]
+    steps = [recorded([loop], lambda each: make(each[0])) for loop in loops]
+    torch.cuda.synchronize()
+
+    def step() -> None:
+        for stream, one in zip(streams, steps, strict=True):
+            with torch.cuda.stream(stream):
+                one()
+            torch.cuda.current_stream().wait_stream(stream)
+
+    return step
+
+
+def branches(steps: list[Step]) -> Step:
+    """All steps, between one point and another, on a stream each."""
+    streams = [torch.cuda.Stream() for _ in steps]
+
+    def step() -> None:
+        for stream, one in zip(streams, steps, strict=True):
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                one()
+        for stream in streams:
+            torch.cuda.current_stream().wait_stream(stream)
+
+    return step
 
 
 # ----------------------------------------------------------------------------------- language
@@ -258,6 +317,7 @@ def llama_1b() -> Problem:
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {
     "lenet5": lambda: images("lenet5", (100, 50)),
+    "lenet5-chains": lambda: chains("lenet5", (100, 50), 4),
     "resnet32": lambda: images("resnet32", (60, 60)),
     "resnet32-1024": lambda: images("resnet32", (512, 512)),
     "t5-small": t5_small,

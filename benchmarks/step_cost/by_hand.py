@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, stack_module_state
 
 from bads_ppl.data import Data
 from benchmarks.step_cost import problems
@@ -99,25 +99,30 @@ def base(loop: Loop) -> Step:
 
 
 class InstanceTable:
-    """A logit per train point and its SGLD step, with the gradient written out."""
+    """A logit per train point and its SGLD step, with the gradient written out.
 
-    def __init__(self, loop: Loop) -> None:
+    Args:
+        loop: whose points.
+        chains: chains whose tables are one, in front of the points: () or (chains,).
+    """
+
+    def __init__(self, loop: Loop, chains: tuple[int, ...] = ()) -> None:
         self.loop = loop
         start = math.log(SPARSITY / (1 - SPARSITY))
-        self.logit = torch.full((len(loop.train),), start, device=loop.train.device)
-        self.total = torch.sigmoid(self.logit).sum(dtype=torch.float64)
+        self.logit = torch.full((*chains, len(loop.train)), start, device=loop.train.device)
+        self.total = torch.sigmoid(self.logit).sum(-1, keepdim=True, dtype=torch.float64)
         self.b = (1 - SPARSITY) / SPARSITY
 
     def move(self, rows: Tensor, u: Tensor, w: Tensor, slope: Tensor) -> None:
-        """The rows' step; `slope` (B,) is the data's part of dU/dw."""
+        """The rows' step; `slope` (*chains, B) is the data's part of dU/dw."""
         heat, eta = problems.W_TEMPERATURE, problems.W_STEP
         prior = heat * (1 - 2 * w) - (self.b - 1) * w  # Beta(1, b) and the Jacobian, in u
         excess = (self.total - self.loop.target).float() * self.loop.strictness
         grad = (slope + excess) * w * (1 - w) - prior
-        noise = torch.randn(len(u), generator=self.loop.generator, device=u.device)
+        noise = torch.randn(u.shape, generator=self.loop.generator, device=u.device)
         new = u.sub(grad, alpha=0.5 * eta).add_(noise, alpha=math.sqrt(eta * heat))
-        self.logit[rows] = new
-        self.total += (torch.sigmoid(new) - w).sum(dtype=torch.float64)
+        self.logit.scatter_(-1, rows, new)
+        self.total += (torch.sigmoid(new) - w).sum(-1, keepdim=True, dtype=torch.float64)
 
 
 def joint_instance(loop: Loop) -> Step:
@@ -126,12 +131,45 @@ def joint_instance(loop: Loop) -> Step:
 
     def step() -> None:
         rows, input, target = loop.batch()
-        u = table.logit[rows]
+        u = table.logit.gather(-1, rows)
         w = torch.sigmoid(u)
         loop.zero_grad()
         train, meta = loop.losses(input, target)
         (loop.up[0] * (w @ train) + loop.up[1] * meta.sum()).backward()
         loop.theta_step()
+        table.move(rows, u, w, train.detach())
+
+    return step
+
+
+def batched(loops: list[Loop]) -> Step:
+    """A step of `joint_instance` of every loop, in one batch of kernels (`torch.vmap`).
+
+    Networks are without running means, which the chains would share.
+    """
+    first = loops[0]
+    table = InstanceTable(first, (len(loops),))
+    stacked, _ = stack_module_state([loop.network for loop in loops])
+    values = list(stacked.values())
+    for number, loop in enumerate(loops):
+        for parameter, value in zip(loop.parameters, values, strict=True):
+            parameter.data = value.detach()[number]
+
+    def losses(parameters: dict[str, Tensor], input: Tensor, target: Tensor) -> Tensor:
+        output = functional_call(first.network, parameters, (input,))
+        return functional.cross_entropy(output, target, reduction="none")
+
+    def step() -> None:
+        rows, input, target = (
+            torch.stack(each) for each in zip(*(loop.batch() for loop in loops), strict=True)
+        )
+        u = table.logit.gather(-1, rows)
+        w = torch.sigmoid(u)
+        for value in values:
+            value.grad = None
+        train, meta = torch.vmap(losses)(stacked, input, target).split(first.batches, dim=1)
+        (first.up[0] * (w * train).sum() + first.up[1] * meta.sum()).backward()
+        first.theta_step(values)
         table.move(rows, u, w, train.detach())
 
     return step
@@ -205,7 +243,7 @@ def normalised_instance(loop: Loop) -> Step:
     def step() -> None:
         nonlocal steps
         rows, input, target = loop.batch()
-        u = table.logit[rows]
+        u = table.logit.gather(-1, rows)
         w = torch.sigmoid(u)
         loop.zero_grad()
         for value in companion:

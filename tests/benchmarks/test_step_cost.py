@@ -41,6 +41,20 @@ def steps_that_show(monkeypatch):
     monkeypatch.setattr(problems, "W_STEP", 0.2)
 
 
+@pytest.fixture
+def tables(monkeypatch):
+    """The hand-written tables of weights, in the order in which they are made."""
+    made = []
+    make = by_hand.InstanceTable
+
+    def kept(*arguments):
+        made.append(make(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(by_hand, "InstanceTable", kept)
+    return made
+
+
 @pytest.mark.parametrize(
     "name", ["joint, instance", "joint, network", "normalised restarted, instance"]
 )
@@ -58,32 +72,57 @@ def test_a_twin_draws_what_the_kernel_draws(name):
         torch.testing.assert_close(mine, twin, rtol=1e-4, atol=1e-5)
 
 
-def test_the_twin_of_weights_moves_them_alike():
+def test_chains_in_one_batch_take_the_steps_of_chains_apart(monkeypatch, tables):
+    """Within a pass and without noise, which chains in one batch draw from one generator."""
+    monkeypatch.setattr(problems, "THETA_TEMPERATURE", 0.0)
+    monkeypatch.setattr(problems, "W_TEMPERATURE", 0.0)
+    train, meta = SMALL.sets(CPU)
+
+    def loops():
+        torch.manual_seed(0)
+        return [
+            by_hand.Loop(
+                nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10)),
+                *(train, meta, SMALL.batches, torch.Generator().manual_seed(seed)),
+            )
+            for seed in range(2)
+        ]
+
+    apart, together = loops(), loops()
+    start = [p.detach().clone() for loop in apart for p in loop.parameters]
+    steps = [by_hand.joint_instance(loop) for loop in apart]
+    batch = by_hand.batched(together)
+    *singles, both = tables
+    both.logit.copy_(torch.randn(both.logit.shape))  # what chains have in common is told apart
+    for table, logit in zip(singles, both.logit, strict=True):
+        table.logit.copy_(logit)
+    for _ in range(3):
+        batch()
+        for step in steps:
+            step()
+    ends = ([p.detach() for loop in each for p in loop.parameters] for each in (apart, together))
+    for before, one, other in zip(start, *ends, strict=True):
+        assert (one - before).abs().max() > 1e-3
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    for name in ("logit", "total"):
+        expected = torch.stack([getattr(each, name) for each in singles])
+        torch.testing.assert_close(getattr(both, name), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_twin_of_weights_moves_them_alike(tables):
     network = SMALL.build(CPU)
     kernel = ours.kernel("joint, instance", SMALL, network, *SMALL.sets(CPU))
     generator = torch.Generator().manual_seed(problems.SEED)
     loop = by_hand.Loop(SMALL.build(CPU), *SMALL.sets(CPU), SMALL.batches, generator)
-    made = []
-    real = by_hand.InstanceTable
-
-    class Kept(real):
-        def __init__(self, loop):
-            super().__init__(loop)
-            made.append(self)
-
-    by_hand.InstanceTable = Kept
-    try:
-        step = by_hand.joint_instance(loop)
-    finally:
-        by_hand.InstanceTable = real
+    step = by_hand.joint_instance(loop)
     for _ in range(10):
         kernel.step()
         step()
-    table = kernel.latents.tables["w"]
+    table, (twin,) = kernel.latents.tables["w"], tables
     assert table.value.std() > 0.1
-    torch.testing.assert_close(table.value, made[0].logit, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(table.value, twin.logit, rtol=1e-4, atol=1e-4)
     (total,) = (plate_sum.total for plate_sum in kernel.latents.sums.values())
-    torch.testing.assert_close(total, made[0].total, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(total, twin.total[0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [*by_hand.BY_HAND, *ours.OURS])
