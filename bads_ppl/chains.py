@@ -314,7 +314,7 @@ class _Runner:
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in state.metrics))
         self.ranks.wait()
         kernel.ranks = ALONE  # what is asked of it from here on, one process may ask
-        kernel.graphs = None  # they hold the memory of a step
+        kernel.drop_graphs()
         if not complete:  # else it is only read back
             log.info("chain %d: %d draws, %.1f s", chain, state.draws, state.seconds)
         draws = read_draws(folder, state.draws)

@@ -1,4 +1,4 @@
-"""A kernel's steps as CUDA graphs: recorded once, then replayed for the price of their kernels.
+"""A kernel's steps and draws as CUDA graphs: recorded once, replayed at the price of their kernels.
 
 A step of a small network is hundreds of kernels of some microseconds each, and the host takes
 longer to launch them than the device to run them. A graph launches them all at once. What it does
@@ -15,8 +15,8 @@ import random
 import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -24,12 +24,13 @@ from torch import Tensor
 
 from bads_ppl.errors import InputError
 from bads_ppl.latents import Latents
-from bads_ppl.minibatches import Rows
 from bads_ppl.ranks import Ranks
 from bads_ppl.sites import RunningMean
 from bads_ppl.tracing import Told
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 MOST = 32
 """Graphs that a kernel keeps."""
@@ -51,10 +52,8 @@ class Outcome:
     means: list[RunningMean]
 
 
-Body = Callable[[Rows, Tensor], Outcome]
-"""All that a step does on the device, given the rows of train and meta set; no more than that."""
-
 Replay = Callable[[], None]
+Record = Callable[[Callable[[], T]], tuple[Replay, T]]
 
 
 def obstacle(device: torch.device, ranks: Ranks, latents: Latents) -> str | None:
@@ -66,18 +65,20 @@ def obstacle(device: torch.device, ranks: Ranks, latents: Latents) -> str | None
     return "a program that does not change with the steps" if latents.changes else None
 
 
-class Graphs:
-    """Runs the steps of one kernel, from graphs where it has one.
+class Graphs(Generic[T]):
+    """Runs the steps of one kernel, or its draws, from graphs where it has one.
 
     Before the first is recorded, one step is watched: what waits for the device, draws random
     numbers on the host, or puts new tensors in the place of its state is never recorded.
 
     Args:
-        body: the step. It must keep all state in tensors that it changes in place, and may depend
-            on nothing but those, the rows, the generators and the constants given to `run`.
+        body: all that the step does on the device, given the inputs of `run`, and no more. It must
+            keep all state in tensors that it changes in place, and may depend on nothing but those,
+            the inputs, the generators and the constants given to `run`.
         generator: which the step draws from, beside torch's global one of the device.
         state: the tensors of the state, by name.
         device: where they are.
+        what: what messages call it, in the singular.
         needed: whether steps that cannot be recorded are an error.
         record: records a function's work; returns what replays it, and the function's result.
         watch: a context in which waiting for the device is noticed; its list says where, once the
@@ -86,55 +87,61 @@ class Graphs:
 
     def __init__(
         self,
-        body: Body,
+        body: Callable[..., T],
         generator: torch.Generator,
         state: Callable[[], dict[str, Tensor]],
         device: torch.device,
         *,
+        what: str = "step",
         needed: bool = False,
-        record: Callable[..., tuple[Replay, Outcome]] | None = None,
+        record: Record[T] | None = None,
         watch: Callable[[], AbstractContextManager[list[str]]] | None = None,
     ) -> None:
         self.body = body
         self.state = state
+        self.what = what
         self.needed = needed
-        self.recorder = (lambda: record) if record else (lambda: Recorder(generator, device))
+        self.recorder: Callable[[], Record[T]] = (
+            (lambda: record) if record else (lambda: Recorder(generator, device))
+        )
         self.record = self.recorder()
         self.watch = watch or waits
-        self.rows: tuple[Rows, Tensor] | None = None  # what graphs read; they stay where they are
-        self.graphs: dict[Hashable, tuple[Replay, Outcome]] = {}
+        self.inputs: tuple[Tensor | None, ...] = ()  # what graphs read; they stay where they are
+        self.graphs: dict[Hashable, tuple[Replay, T]] = {}
         self.seen: set[Hashable] = set()
         self.works: bool | None = None  # not known before a step was watched
 
-    def run(self, constants: Hashable, rows: Rows, meta: Tensor) -> Outcome:
-        """One step. `constants` are all numbers in it; None: they are not known.
+    def run(self, constants: Hashable, *inputs: Tensor | None) -> T:
+        """One step; what it returns is good until the next one.
+
+        Args:
+            constants: all numbers in it; None: they are not known.
+            inputs: what `body` gets: each time as many, of the same shapes.
 
         Raises:
             InputError: if a step that should be cannot be recorded.
         """
         if self.works is False or constants is None:
-            return self.body(rows, meta)
+            return self.body(*inputs)
         if constants in self.graphs:
             replay, outcome = self.graphs[constants]
-            self._fill(rows, meta)
+            self._fill(inputs)
             replay()
             return outcome
         if constants not in self.seen or len(self.graphs) == MOST:
             if len(self.seen) == REMEMBERED:
                 self.seen.clear()
             self.seen.add(constants)
-            return self.body(rows, meta)
+            return self.body(*inputs)
         if self.works is None:
-            return self._watched(rows, meta)
-        self._fill(rows, meta)
-        assert self.rows is not None
-        own = self.rows
+            return self._watched(inputs)
+        self._fill(inputs)
         try:
-            replay, outcome = self.record(lambda: self.body(*own))
+            replay, outcome = self.record(lambda: self.body(*self.inputs))
         except RuntimeError as error:
             raise InputError(
-                f"a step cannot be recorded as a CUDA graph ({error}): take cuda_graph=false, in a "
-                "new process; resume=true continues from the last checkpoint"
+                f"a {self.what} cannot be recorded as a CUDA graph ({error}): take "
+                "cuda_graph=false, in a new process; resume=true continues from the last checkpoint"
             ) from error
         self.graphs[constants] = replay, outcome
         replay()  # recording alone does nothing
@@ -150,11 +157,11 @@ class Graphs:
         self.seen.clear()
         self.record = self.recorder()
 
-    def _watched(self, rows: Rows, meta: Tensor) -> Outcome:
+    def _watched(self, inputs: tuple[Tensor | None, ...]) -> T:
         """A step as it is, after which it is known whether such steps can be recorded."""
         before, drawn = self._places(), _host_generators()
         with self.watch() as waited:
-            outcome = self.body(rows, meta)
+            outcome = self.body(*inputs)
         after = self._places()
         moved = [name for name, place in after.items() if before.get(name) != place]
         found = None
@@ -167,23 +174,21 @@ class Graphs:
         self.works = found is None
         if found is not None and self.needed:
             raise InputError(
-                f"a step cannot be recorded as a CUDA graph: {found}. Leave cuda_graph=true out"
+                f"a {self.what} cannot be recorded as a CUDA graph: {found}. Leave "
+                "cuda_graph=true out"
             )
         if found is not None:
-            log.info("steps are not recorded as CUDA graphs: of a step, %s", found)
+            about = self.what, self.what, found
+            log.info("%ss are not recorded as CUDA graphs: of a %s, %s", *about)
         return outcome
 
-    def _fill(self, rows: Rows, meta: Tensor) -> None:
-        if self.rows is None:
-            importance = None if rows.importance is None else rows.importance.clone()
-            own = replace(rows, index=rows.index.clone(), importance=importance)
-            self.rows = own, meta.clone()
+    def _fill(self, inputs: tuple[Tensor | None, ...]) -> None:
+        if not self.inputs:
+            self.inputs = tuple(None if one is None else one.clone() for one in inputs)
             return
-        own, own_meta = self.rows
-        own.index.copy_(rows.index)
-        if own.importance is not None and rows.importance is not None:
-            own.importance.copy_(rows.importance)
-        own_meta.copy_(meta)
+        for own, one in zip(self.inputs, inputs, strict=True):
+            if own is not None and one is not None:
+                own.copy_(one)
 
     def _places(self) -> dict[str, int]:
         return {name: tensor.data_ptr() for name, tensor in self.state().items()}
@@ -213,7 +218,7 @@ class Recorder:
         default = now == torch.cuda.default_stream(device)
         self.stream = torch.cuda.Stream(device) if default else now
 
-    def __call__(self, body: Callable[[], Outcome]) -> tuple[Replay, Outcome]:
+    def __call__(self, body: Callable[[], T]) -> tuple[Replay, T]:
         with torch.cuda.device(self.device), garbage_kept():
             graph = torch.cuda.CUDAGraph()
             graph.register_generator_state(self.generator)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from bads_ppl.errors import Diverged, InputError, RanksError
 from bads_ppl.graphs import Graphs, Outcome, obstacle
 from bads_ppl.joining import step_batches
 from bads_ppl.latents import Latents
-from bads_ppl.minibatches import ImportanceMinibatches, Rows, UniformMinibatches, check_batch_size
+from bads_ppl.minibatches import ImportanceMinibatches, UniformMinibatches, check_batch_size
 from bads_ppl.moves import Moves
 from bads_ppl.primitives import Revert
 from bads_ppl.program import Program
@@ -33,6 +34,8 @@ from bads_ppl.shards import Shards
 from bads_ppl.sites import first_occurrence
 from bads_ppl.stiffness import check_stiffness
 from bads_ppl.weights import SITE
+
+T = TypeVar("T")
 
 
 class MinibatchKernel(Moves):
@@ -145,7 +148,8 @@ class MinibatchKernel(Moves):
         self.generator = generator
         self.ranks = ranks
         self.steps = 0
-        self.graphs: Graphs | None = None
+        self.graphs: Graphs[Outcome] | None = None
+        self.looks: dict[Any, Graphs[Any]] = {}
         self._process = os.getpid()
 
     @property
@@ -219,7 +223,7 @@ class MinibatchKernel(Moves):
                 len(self.train), train_batch, self.generator, table.values
             )
         self.check_adaptation()
-        self.graphs = None
+        self.drop_graphs()
         needed = obstacle(self.train.device, self.ranks, self.latents)
         if self.cuda_graph and needed:
             raise InputError(f"cuda_graph=true needs {needed}: leave the option out")
@@ -292,10 +296,11 @@ class MinibatchKernel(Moves):
         rows, meta = self.train_rows.next(), self.meta_rows.next().index
         self.latents.prepare_step()
         if self.graphs is None:
-            outcome = self._update(rows, meta)
+            outcome = self._update(rows.index, meta, rows.importance)
         else:
             adapts = self.target_acceptance is not None and self.steps < self.warmup_steps
-            outcome = self.graphs.run(None if adapts else self.constants(), rows, meta)
+            constants = None if adapts else self.constants()
+            outcome = self.graphs.run(constants, rows.index, meta, rows.importance)
         self.latents.told = outcome.told
         self.latents.count_step(outcome.means)
         self.steps += 1
@@ -306,15 +311,14 @@ class MinibatchKernel(Moves):
                 if self.graphs is not None:
                     self.graphs.forget()
 
-    def _update(self, rows: Rows, meta_rows: Tensor) -> Outcome:
+    def _update(self, rows: Tensor, meta_rows: Tensor, importance: Tensor | None) -> Outcome:
         """Move all groups on a minibatch; nothing that a replayed graph would leave out."""
-        sets = self.train, rows.index, self.meta, meta_rows
+        sets = self.train, rows, self.meta, meta_rows
         train, meta = (
-            batch.shared(self.ranks)
-            for batch in step_batches(*sets, self.generator, rows.importance)
+            batch.shared(self.ranks) for batch in step_batches(*sets, self.generator, importance)
         )
         latents = self.latents
-        repeats = None if rows.distinct else first_occurrence(rows.index)
+        repeats = None if importance is None else first_occurrence(rows)
         held = None
         if latents.tables and self.local_steps > 1:
             held = latents.outputs(train, meta)
@@ -336,6 +340,31 @@ class MinibatchKernel(Moves):
         return Outcome(latents.told, means)
 
     # what the outside sees
+
+    def look(self, function: Callable[[Latents], T]) -> T:
+        """A function of the state that changes nothing of it, such as those that a draw records.
+
+        It is replayed from a CUDA graph where steps are, under the conditions of `Graphs`. It must
+        be the same object every time, or equal to it, as bound methods are; tensors that it returns
+        are good until it is looked at again.
+        """
+        if not self.recorded:
+            return function(self.latents)
+        if function not in self.looks:
+            self.looks[function] = Graphs(
+                *(partial(function, self.latents), self.generator, self._tensors),
+                self.train.device,
+                what="draw",
+            )
+        found: T = self.looks[function].run(
+            tuple(mean.kept for mean in self.latents.means.values())
+        )
+        return found
+
+    def drop_graphs(self) -> None:
+        """Let go of what was recorded, and of the memory of a step that it holds."""
+        self.graphs = None
+        self.looks.clear()
 
     @property
     def potential(self) -> Tensor:

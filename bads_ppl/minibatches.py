@@ -26,13 +26,11 @@ class Rows:
 
     Attributes:
         index: (B,) int64.
-        importance: (B,) corrections 1 / (N q_i), or None for uniform rows.
-        distinct: whether no row occurs twice.
+        importance: (B,) corrections 1 / (N q_i), or None for uniform rows, all distinct.
     """
 
     index: Tensor
-    importance: Tensor | None
-    distinct: bool
+    importance: Tensor | None = None
 
 
 def check_batch_size(batch_size: int, size: int, name: str) -> None:
@@ -103,14 +101,14 @@ class UniformMinibatches:
 
     def next(self) -> Rows:
         if self.batch_size == self.size:
-            return Rows(torch.arange(self.size, device=self.generator.device), None, True)
+            return Rows(torch.arange(self.size, device=self.generator.device))
         if self.order is None or self.position + self.batch_size > self.size:
             self._shuffle()
             self.position = 0
         assert self.order is not None
         rows = self.order[self.position : self.position + self.batch_size]
         self.position += self.batch_size
-        return Rows(rows.long(), None, True)
+        return Rows(rows.long())
 
     def state_dict(self) -> dict[str, Tensor]:
         started = self.order is not None
@@ -230,7 +228,7 @@ class ImportanceMinibatches:
         assert self.index is not None and self.importance is not None
         index, importance = self.index[self.position], self.importance[self.position]
         self.position += 1
-        return Rows(index, importance, False)
+        return Rows(index, importance)
 
     def state_dict(self) -> dict[str, Tensor]:
         if self.index is None or self.importance is None:

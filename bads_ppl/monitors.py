@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bads_ppl.acceptance import acceptance
 from bads_ppl.data import Data
 from bads_ppl.kernel import MinibatchKernel
+from bads_ppl.latents import Latents
 from bads_ppl.losses import Loss
 from bads_ppl.shards import together
 from bads_ppl.sites import evaluation_mode, total_dtype
@@ -65,20 +66,24 @@ class ThetaMonitor:
         sets = {"train": train, "meta": meta, **(others or {})}
         self.probes = {name: data.evenly(probe) for name, data in sets.items()}
 
-    @torch.no_grad()
     def on_draw(self, kernel: MinibatchKernel) -> dict[str, float]:
+        names, values = kernel.look(self._functions)
+        return dict(zip(names, values.tolist(), strict=True))
+
+    @torch.no_grad()
+    def _functions(self, latents: Latents) -> tuple[list[str], Tensor]:
+        """The names of all functions, and their values in one tensor, which is read once."""
         with evaluation_mode(self.network):
             train, meta = self.probes["train"], self.probes["meta"]
-            named = {"potential": kernel.latents.joint_potential(train, meta)}
+            named = {"potential": latents.joint_potential(train, meta)}
             for name, batch in self.probes.items():
                 named[f"{name}_loss"] = self.loss(self.network(batch.input), batch.target).mean()
         for name, parameter in self.network.named_parameters():
             if parameter.requires_grad:
                 named[f"norm.{name}"] = together(torch.linalg.vector_norm(parameter))
-        device = self.probes["train"].target.device  # which is read once
+        device = self.probes["train"].target.device
         kind = total_dtype(device)
-        values = torch.stack([value.to(device, kind) for value in named.values()])
-        return dict(zip(named, values.tolist(), strict=True))
+        return list(named), torch.stack([value.to(device, kind) for value in named.values()])
 
     def on_evaluate(self, kernel: MinibatchKernel, *, burnt_in: bool) -> dict[str, float]:
         if not self.density:

@@ -296,7 +296,7 @@ class RunningMean:
     def mean(self) -> Tensor:
         if self.kind == "exponential":
             return self.values[0]
-        return self.values[: min(self.count, self.window)].mean()
+        return self.values[: self.kept].mean()
 
     def prepare(self) -> None:
         """Before a step: what it depends on beside its constants."""
@@ -306,6 +306,11 @@ class RunningMean:
             self._filled = share
 
     @property
+    def kept(self) -> int:
+        """How many of the values count, on which alone `mean` depends beside tensors."""
+        return min(self.count, len(self.values))
+
+    @property
     def place(self) -> int:
         """Of the next value among the last ones."""
         return self.count % self.window
@@ -313,9 +318,7 @@ class RunningMean:
     @property
     def constants(self) -> tuple[float, ...]:
         """What `mean` and `commit` depend on beside tensors."""
-        if self.kind == "exponential":
-            return (min(self.count, 1),)
-        return (min(self.count, self.window), self.place)
+        return (self.kept,) if self.kind == "exponential" else (self.kept, self.place)
 
     def commit(self) -> bool:
         """Put what is pending among the values, if anything is; the caller counts it."""

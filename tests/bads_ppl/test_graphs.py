@@ -24,7 +24,9 @@ from bads_ppl import (
 )
 from bads_ppl.errors import InputError
 from bads_ppl.graphs import MOST, Graphs, Outcome, garbage_kept, waits
-from bads_ppl.minibatches import Rows
+from bads_ppl.kernel import MinibatchKernel
+from bads_ppl.losses import cross_entropy
+from bads_ppl.monitors import ThetaMonitor
 from bads_ppl.primitives import running_mean, steps_taken
 from bads_ppl.schedules import Warmdown
 from bads_ppl.tracing import Told
@@ -109,8 +111,19 @@ def made(name, device="cpu", **options):
     return kernel
 
 
-def recorder(kernel):
-    """Records as CUDA does: nothing happens but at a replay, and then with the constants of old."""
+def copy_told(found, outcome):
+    for term, value in found.told.terms.items():
+        outcome.told.terms[term].copy_(value)
+    for term, scale in found.told.scales.items():
+        if isinstance(scale, torch.Tensor):
+            outcome.told.scales[term].copy_(scale)
+
+
+def recorder(kernel, copy=copy_told):
+    """Records as CUDA does: nothing happens but at a replay, and then with the constants of old.
+
+    `copy` puts what a replay gives where the recorded step left it.
+    """
 
     def host():
         return kernel.steps, kernel.latents.steps, [m.count for m in kernel.latents.means.values()]
@@ -138,11 +151,7 @@ def recorder(kernel):
             put(then)
             found = body()
             put(now)
-            for term, value in found.told.terms.items():
-                outcome.told.terms[term].copy_(value)
-            for term, scale in found.told.scales.items():
-                if isinstance(scale, torch.Tensor):
-                    outcome.told.scales[term].copy_(scale)
+            copy(found, outcome)
 
         return replay, outcome
 
@@ -170,12 +179,39 @@ def test_steps_from_graphs_are_the_steps_themselves(name):
     assert graphs.graphs
 
 
+def watched(kernel):
+    """The default monitor of a kernel, on a part of its points."""
+    module = kernel.latents.networks["theta"].module
+    return ThetaMonitor(module, cross_entropy, kernel.train, kernel.meta, probe=40)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_draws_from_graphs_are_the_draws_themselves(name, monkeypatch):
+    kernel = made(name)
+    monitor = watched(kernel)
+    options = {
+        "record": recorder(kernel, lambda found, outcome: outcome[1].copy_(found[1])),
+        "watch": lambda: nullcontext([]),
+    }
+    monkeypatch.setattr("bads_ppl.kernel.Graphs", partial(Graphs, **options))
+    for _ in range(14):  # more than a mean of the last 10 takes
+        kernel.step()
+        with monkeypatch.context() as patch:
+            patch.setattr(MinibatchKernel, "recorded", True)
+            found = monitor.on_draw(kernel)
+        assert monitor.on_draw(kernel) == found
+    (graphs,) = kernel.looks.values()
+    assert graphs.graphs
+    kernel.drop_graphs()
+    assert not kernel.looks
+
+
 def fill(change=lambda state: state["x"].add_(1), **options):
     """Graphs of a body that changes a state, the rows it ran on, and its state."""
     ran, state = [], {"x": torch.zeros(())}
 
-    def body(rows, meta):
-        ran.append(rows.index.tolist())
+    def body(rows):
+        ran.append(rows.tolist())
         change(state)
         return Outcome(Told({}, {}), [])
 
@@ -187,14 +223,10 @@ def fill(change=lambda state: state["x"].add_(1), **options):
     return graphs, ran, state
 
 
-def rows(*index):
-    return Rows(torch.tensor(index), None, True), torch.tensor([0])
-
-
 def test_a_graph_reads_the_rows_of_its_step():
     graphs, ran, _ = fill()
     for k in range(6):
-        graphs.run("a", *rows(k, k + 1))
+        graphs.run("a", torch.tensor([k, k + 1]))
     assert ran == [[k, k + 1] for k in range(6)]
     assert len(graphs.graphs) == 1
 
@@ -202,7 +234,7 @@ def test_a_graph_reads_the_rows_of_its_step():
 def test_steps_whose_constants_do_not_come_back_are_not_recorded():
     graphs, ran, _ = fill()
     for k in range(50):
-        graphs.run(k, *rows(k))
+        graphs.run(k, torch.tensor([k]))
     assert not graphs.graphs
     assert len(ran) == 50
 
@@ -211,14 +243,14 @@ def test_constants_that_will_not_come_back_leave_room_for_others():
     graphs, _, _ = fill()
     for _ in range(3):
         for k in range(MOST):
-            graphs.run(k, *rows(k))
+            graphs.run(k, torch.tensor([k]))
     assert len(graphs.graphs) == MOST
     for _ in range(2):
-        graphs.run("after", *rows(1))
+        graphs.run("after", torch.tensor([1]))
     assert "after" not in graphs.graphs
     graphs.forget()
     for _ in range(2):
-        graphs.run("after", *rows(1))
+        graphs.run("after", torch.tensor([1]))
     assert "after" in graphs.graphs
 
 
@@ -277,7 +309,7 @@ def test_steps_that_a_graph_would_change_are_not_recorded(name, caplog):
     caplog.set_level("INFO")
     graphs, ran, state = fill(**options)
     for _ in range(5):
-        graphs.run("a", *rows(1))
+        graphs.run("a", torch.tensor([1]))
     assert len(ran) == 5
     assert float(state["x"]) == 5
     assert not graphs.graphs
@@ -288,9 +320,9 @@ def test_steps_that_a_graph_would_change_are_not_recorded(name, caplog):
 def test_such_steps_are_refused_where_graphs_are_asked_for(name):
     options, reason = UNFIT[name]
     graphs, _, _ = fill(**options, needed=True)
-    graphs.run("a", *rows(1))
+    graphs.run("a", torch.tensor([1]))
     with pytest.raises(InputError, match=rf"{reason}.*Leave cuda_graph=true out"):
-        graphs.run("a", *rows(1))
+        graphs.run("a", torch.tensor([1]))
 
 
 def test_a_step_that_cannot_be_recorded_is_refused_with_the_remedy():
@@ -298,10 +330,10 @@ def test_a_step_that_cannot_be_recorded_is_refused_with_the_remedy():
         raise RuntimeError("operation not permitted when stream is capturing")
 
     graphs, _, _ = fill(record=record)
-    graphs.run("a", *rows(1))
-    graphs.run("a", *rows(1))
+    graphs.run("a", torch.tensor([1]))
+    graphs.run("a", torch.tensor([1]))
     with pytest.raises(InputError, match=r"not permitted.*take cuda_graph=false"):
-        graphs.run("a", *rows(1))
+        graphs.run("a", torch.tensor([1]))
 
 
 def test_graphs_are_refused_without_cuda():
@@ -377,6 +409,24 @@ def test_a_recording_outlives_the_graphs_of_a_kernel_that_is_gone():
     gc.collect()
     assert alive() is None
     assert kernel.graphs.graphs
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CASES)
+def test_recorded_draws_are_the_draws_themselves(name):
+    kernel = made(name, "cuda")
+    monitor = watched(kernel)
+    for step in range(1, 61):
+        kernel.step()
+        if step % 3:
+            continue
+        potential = float(kernel.potential)
+        found = monitor.on_draw(kernel)
+        names, values = monitor._functions(kernel.latents)
+        assert found == pytest.approx(dict(zip(names, values.tolist(), strict=True)), rel=1e-5)
+        assert float(kernel.potential) == potential  # the memory of steps is not that of draws
+    (graphs,) = kernel.looks.values()
+    assert graphs.graphs
 
 
 @pytest.mark.gpu

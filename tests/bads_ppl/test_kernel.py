@@ -52,7 +52,7 @@ class Given:
     """Minibatches that are always these rows."""
 
     def __init__(self, index: list[int], importance: list[float]) -> None:
-        self.rows = Rows(torch.tensor(index), torch.tensor(importance), False)
+        self.rows = Rows(torch.tensor(index), torch.tensor(importance))
         self.batch_size = len(index)
 
     def next(self) -> Rows:

@@ -52,7 +52,7 @@ def test_uniform_batches_hold_distinct_rows_of_the_set(batch):
         assert found.index.shape == (batch,) and found.index.dtype == torch.int64
         assert len(found.index.unique()) == batch
         assert found.index.min() >= 0 and found.index.max() < 20
-        assert found.importance is None and found.distinct
+        assert found.importance is None
 
 
 def test_uniform_batches_use_every_row_equally_often():
@@ -97,7 +97,7 @@ def test_rows_of_like_length_come_at_most_once_a_pass(batch, bucket):
     rows, count = bucketed(batch=batch, bucket=bucket), 20 // batch
     for _ in range(5):
         found = [rows.next() for _ in range(count)]
-        assert all(each.index.shape == (batch,) and each.distinct for each in found)
+        assert all(each.index.shape == (batch,) and each.importance is None for each in found)
         assert all(each.index.dtype == torch.int64 for each in found)
         assert len(torch.cat([each.index for each in found]).unique()) == count * batch
 
@@ -166,7 +166,7 @@ def test_corrections_are_the_inverse_chances_and_at_most_2(batch):
     for _ in range(50):
         found = rows.next()
         assert torch.allclose(found.importance, 1 / (20 * chances(batch)[found.index]), rtol=1e-5)
-        assert found.importance.max() <= 2 and not found.distinct
+        assert found.importance.max() <= 2
         assert found.index.shape == found.importance.shape == (batch,)
 
 

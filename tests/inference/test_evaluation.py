@@ -236,7 +236,7 @@ def test_an_evaluation_without_texts_reports_the_loss_alone(writing_task):
 def test_a_draw_of_a_task_of_texts_has_no_probabilities(writing_task):
     one = writer(Shifted(2.0), writing_task())
     potential = SimpleNamespace(joint_potential=lambda train, meta: torch.tensor(7.0))
-    row = one.on_draw(SimpleNamespace(latents=potential))
+    row = one.on_draw(SimpleNamespace(look=lambda function: function(potential)))
     assert row.keys() == {"potential", "train_loss", "meta_loss", "test_loss", "norm.shift"}
     assert row["test_loss"] == pytest.approx(2.0)
 
