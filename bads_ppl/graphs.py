@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MOST = 32
-"""Graphs that a kernel keeps."""
+"""Graphs that a `Graphs` keeps."""
 
 REMEMBERED = 4096
 """Sets of constants that are remembered, to tell which come back."""
@@ -186,9 +186,8 @@ class Graphs(Generic[T]):
         if not self.inputs:
             self.inputs = tuple(None if one is None else one.clone() for one in inputs)
             return
-        for own, one in zip(self.inputs, inputs, strict=True):
-            if own is not None and one is not None:
-                own.copy_(one)
+        own, new = ([one for one in each if one is not None] for each in (self.inputs, inputs))
+        torch._foreach_copy_(own, new)
 
     def _places(self) -> dict[str, int]:
         return {name: tensor.data_ptr() for name, tensor in self.state().items()}

@@ -79,9 +79,10 @@ class MinibatchKernel(Moves):
         cuda_graph: record steps as CUDA graphs (`bads_ppl.graphs`); they do the same, sooner, and
             hold the memory of a step. None: where that is possible, which is on CUDA, in one
             process, where nothing in a step waits for the device, and where the program does not
-            ask for the number of steps. What such a program and an `augment` do may depend on
-            tensors only, and random numbers must come from torch, on the device. True: that, or an
-            error. False: never.
+            ask for the number of steps. What such a program, its networks and an `augment` do may
+            depend on tensors only, and random numbers must come from torch, on the device. What a
+            draw records of theta is then recorded, too, where nothing in it waits for the device,
+            in memory of its own. True: steps are recorded, or an error. False: never.
         folder: for files that hold local latents in place of memory (`bads_ppl.sites.new_table`).
         generator: source of data order and noise, on the device of the data.
         ranks: the processes that run this chain together, each on a share of every batch; all of
@@ -310,6 +311,7 @@ class MinibatchKernel(Moves):
                 self.end_warmup()
                 if self.graphs is not None:
                     self.graphs.forget()
+                    self.looks.clear()
 
     def _update(self, rows: Tensor, meta_rows: Tensor, importance: Tensor | None) -> Outcome:
         """Move all groups on a minibatch; nothing that a replayed graph would leave out."""
@@ -344,11 +346,12 @@ class MinibatchKernel(Moves):
     def look(self, function: Callable[[Latents], T]) -> T:
         """A function of the state that changes nothing of it, such as those that a draw records.
 
-        It is replayed from a CUDA graph where steps are, under the conditions of `Graphs`. It must
-        be the same object every time, or equal to it, as bound methods are; tensors that it returns
-        are good until it is looked at again.
+        It is replayed from a CUDA graph where steps are, if nothing in it waits for the device:
+        beside tensors it may depend only on how many values the program's running means hold. It
+        must be the same object every time, or equal to it, as bound methods are; tensors that it
+        returns are good until it is looked at again.
         """
-        if not self.recorded:
+        if not self.recorded:  # a program that draws numbers on the host has shown it in a step
             return function(self.latents)
         if function not in self.looks:
             self.looks[function] = Graphs(
@@ -362,7 +365,7 @@ class MinibatchKernel(Moves):
         return found
 
     def drop_graphs(self) -> None:
-        """Let go of what was recorded, and of the memory of a step that it holds."""
+        """Record nothing from here to the next `setup`; let go of the memory of what was."""
         self.graphs = None
         self.looks.clear()
 

@@ -104,7 +104,8 @@ class NetworkSite:
             if self.decays_alike:
                 total = constant - 0.5 * self.decay[0] * norms.square().sum()
             else:
-                total = constant - 0.5 * (norms.square() * norms.new_tensor(self.decay)).sum()
+                squares = torch._foreach_mul(list(norms.square()), self.decay)
+                total = constant - 0.5 * torch.stack(squares).sum()
         return total if self.shards is None else self.shards.total(total)
 
     def slopes(self) -> list[Tensor]:

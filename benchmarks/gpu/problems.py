@@ -56,8 +56,8 @@ class Problem:
     network: nn.Module
 
 
-def generator() -> torch.Generator:
-    return torch.Generator(device=CUDA).manual_seed(SEED)
+def generator(chain: int = 0) -> torch.Generator:
+    return torch.Generator(device=CUDA).manual_seed(SEED + chain)
 
 
 # ------------------------------------------------------------------------------------- images
@@ -118,12 +118,11 @@ def recorded(loops: list[Loop], make: Callable[[list[Loop]], Step]) -> Step:
     graph = torch.cuda.CUDAGraph()
     for loop in loops:
         graph.register_generator_state(loop.generator)
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):  # graphs of a stream share a workspace
         step()
 
     def replay(recorded: Step = step) -> None:  # its tensors live as long as the step
-        for kept, rows in zip(own, fresh, strict=True):
-            kept.copy_(next(rows))
+        torch._foreach_copy_(own, [next(rows) for rows in fresh])
         graph.replay()
 
     return replay
@@ -133,13 +132,17 @@ def recorded(loops: list[Loop], make: Callable[[list[Loop]], Step]) -> Step:
 
 
 def chains(name: str, batches: tuple[int, int], count: int) -> Problem:
-    """Hand-written steps of so many chains, in every way that lets a device run them together."""
+    """Hand-written steps of so many chains, in every way that lets a device run them together.
+
+    A step is one of every chain, so that as many times the base would be no gain; the floors are of
+    one chain.
+    """
     one = images(name, batches)
     problem = replace(problems.PROBLEMS[name], batches=batches)
     sets = problem.sets(CUDA)
 
     def loops() -> list[Loop]:
-        return [Loop(problem.build(CUDA), *sets, batches, generator()) for _ in range(count)]
+        return [Loop(problem.build(CUDA), *sets, batches, generator(k)) for k in range(count)]
 
     make = by_hand.BY_HAND[JOINT]
     arms = {

@@ -145,7 +145,7 @@ def joint_instance(loop: Loop) -> Step:
 def batched(loops: list[Loop]) -> Step:
     """A step of `joint_instance` of every loop, in one batch of kernels (`torch.vmap`).
 
-    Networks are without running means, which the chains would share.
+    The loops share their sets; networks are without running means, which they would share, too.
     """
     first = loops[0]
     table = InstanceTable(first, (len(loops),))
@@ -160,9 +160,9 @@ def batched(loops: list[Loop]) -> Step:
         return functional.cross_entropy(output, target, reduction="none")
 
     def step() -> None:
-        rows, input, target = (
-            torch.stack(each) for each in zip(*(loop.batch() for loop in loops), strict=True)
-        )
+        rows, others = (torch.stack([next(loop.rows[k]) for loop in loops]) for k in (0, 1))
+        input = torch.cat([first.train.input[rows], first.meta.input[others]], dim=1)
+        target = torch.cat([first.train.target[rows], first.meta.target[others]], dim=1)
         u = table.logit.gather(-1, rows)
         w = torch.sigmoid(u)
         for value in values:

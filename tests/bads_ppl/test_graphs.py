@@ -65,6 +65,7 @@ CASES = {
     "cyclical": (joint, "instance", partial(CyclicalSGLD, cycle=8), {}),
     "simple mean": (simple_mean, "instance", SGLD, {}),
     "persistent": (partial(normalised, auxiliary="persistent"), "instance", SGLD, {}),
+    "scales": (joint, "network", SGLD, {"prior": NormalPrior(0.3, {"head.bias": 1.0})}),
     "running total": (joint, "instance", SGLD, {"total": "running_mean"}),
     "momentum of rows": (joint, "instance", partial(SGHMC, friction=0.3), {}),
     "bilevel": (partial(bilevel, rate=0.1), "instance", SGLD, {"temperature": 0.0}),
@@ -77,7 +78,8 @@ CASES = {
 def made(name, device="cpu", **options):
     model, kind, sampler, given = CASES[name]
     given = dict(given)
-    prior = SparsityPrior(0.2, total=given.pop("total", "exact"))
+    sparsity = SparsityPrior(0.2, total=given.pop("total", "exact"))
+    prior = given.pop("prior", NormalPrior(0.3))
     g = torch.Generator().manual_seed(1)
     train, meta = (
         Data(
@@ -93,7 +95,7 @@ def made(name, device="cpu", **options):
         weights = InstanceWeights(mean=0.2)
         if kind == "network":
             weights = WeightNetwork(network.head.in_features, 10, initial=0.2).to(device)
-    parts = Parts(network.to(device), weights, prior, prior=NormalPrior(0.3))
+    parts = Parts(network.to(device), weights, sparsity, prior=prior)
     group = "w" if kind == "instance" else "phi"
     kernel = sampler(
         bind(model, parts),

@@ -101,15 +101,17 @@ def test_a_task_says_how_many_points_functions_of_theta_are_taken_at(test_set):
     )
 
 
+def kernel_of_potential_7():
+    latents = SimpleNamespace(joint_potential=lambda train, meta: torch.tensor(7.0))
+    return SimpleNamespace(look=lambda function: function(latents))
+
+
 def test_a_draw_has_the_probability_of_the_right_class_for_each_class_of_the_test(test_set):
     test_set = Data(test_set.input, test_set.target * 2, name="test")  # classes 0 and 2 of three
     test_set = Data(torch.nn.functional.pad(test_set.input, (0, 1)), test_set.target, name="test")
     one = monitor(Logits(), test_set, [0.5, 0.5])
     one.probes["train"] = one.probes["meta"] = one.probes["test"]
-    kernel = SimpleNamespace(
-        latents=SimpleNamespace(joint_potential=lambda train, meta: torch.tensor(7.0))
-    )
-    row = one.on_draw(kernel)
+    row = one.on_draw(kernel_of_potential_7())
     chances = test_set.input.softmax(dim=1)
     assert {name for name in row if "probability" in name} == {
         "test_probability.0",
@@ -157,8 +159,7 @@ def test_the_state_of_a_monitor_continues_its_average(test_set):
 def test_scores_are_averaged_over_the_draws_of_all_chains_and_survive_a_checkpoint(test_set):
     now = torch.tensor([0.0, 1.0])
     train = Data(torch.zeros(2, 2), torch.zeros(2, dtype=torch.int64))
-    potential = SimpleNamespace(joint_potential=lambda train, meta: torch.tensor(7.0))
-    kernel = SimpleNamespace(latents=potential)
+    kernel = kernel_of_potential_7()
 
     def begin() -> TaskMonitor:
         groups: dict[str, torch.Tensor] = {}
@@ -235,8 +236,7 @@ def test_an_evaluation_without_texts_reports_the_loss_alone(writing_task):
 
 def test_a_draw_of_a_task_of_texts_has_no_probabilities(writing_task):
     one = writer(Shifted(2.0), writing_task())
-    potential = SimpleNamespace(joint_potential=lambda train, meta: torch.tensor(7.0))
-    row = one.on_draw(SimpleNamespace(look=lambda function: function(potential)))
+    row = one.on_draw(kernel_of_potential_7())
     assert row.keys() == {"potential", "train_loss", "meta_loss", "test_loss", "norm.shift"}
     assert row["test_loss"] == pytest.approx(2.0)
 
