@@ -56,13 +56,14 @@ Replay = Callable[[], None]
 Record = Callable[[Callable[[], T]], tuple[Replay, T]]
 
 
-def obstacle(device: torch.device, ranks: Ranks, latents: Latents) -> str | None:
-    """What a kernel would need for its steps to be recorded; None: nothing."""
+def obstacle(device: torch.device, ranks: Ranks, latents: Latents | None = None) -> str | None:
+    """What a kernel would need for its steps to be recorded; None: nothing, as far as is known."""
     if device.type != "cuda":
         return f"device=cuda, got {device.type}"
     if not ranks.alone:
         return f"one process, got {ranks.size}"
-    return "a program that does not change with the steps" if latents.changes else None
+    changes = latents is not None and latents.changes
+    return "a program that does not change with the steps" if changes else None
 
 
 class Graphs(Generic[T]):

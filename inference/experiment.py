@@ -18,6 +18,7 @@ from bads_ppl.chains import TABLES, ChainResult, chain_generator, global_seed, r
 from bads_ppl.checks import check_network
 from bads_ppl.device import resolve_device
 from bads_ppl.errors import Diverged, InputError
+from bads_ppl.graphs import obstacle
 from bads_ppl.kernel import MinibatchKernel
 from bads_ppl.plan import Plan
 from bads_ppl.priors import NormalPrior, SparsityPrior, default_scale, default_temperature
@@ -229,6 +230,9 @@ def _check_machine(config: DictConfig, device: torch.device, ranks: Ranks) -> No
         raise InputError(f"table must be one of {', '.join(TABLES)}, got {config.table!r}")
     if config.table == "disk" and device.type != "cpu":
         raise InputError(f"table=disk needs the CPU, got device={device}: take table=memory")
+    needed = obstacle(device, ranks)
+    if config.cuda_graph and needed is not None:
+        raise InputError(f"cuda_graph=true needs {needed}: leave the option out")
     if ranks.alone:
         choose_workers(config.workers, config.chains, device)
     elif config.workers not in (None, 1):

@@ -411,6 +411,7 @@ def test_overwrite_replaces_the_run_and_spares_what_no_run_wrote(finished, comma
         "weights.group=v",
         "method.prior_scale=0",
         "table=disc",
+        "cuda_graph=true",
     ],
 )
 def test_a_mistake_beside_overwrite_does_not_cost_the_old_run(mistake, finished, command, tmp_path):
