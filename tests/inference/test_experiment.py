@@ -416,7 +416,8 @@ def test_overwrite_replaces_the_run_and_spares_what_no_run_wrote(finished, comma
 )
 def test_a_mistake_beside_overwrite_does_not_cost_the_old_run(mistake, finished, command, tmp_path):
     folder = copy(finished(), tmp_path / "run")
-    outcome = command(f"run_dir={folder}", "overwrite=true", "data.root=none", mistake)
+    options = (f"run_dir={folder}", "overwrite=true", "data.root=none", "device=cpu", mistake)
+    outcome = command(*options)
     assert outcome.code == 2 and "Traceback" not in outcome.err
     assert tree(folder) == tree(finished())
 
